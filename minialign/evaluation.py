@@ -1,0 +1,576 @@
+"""How good is a policy, and how sure can we be?
+
+Three steps. `sample_answers` draws K answers to each of N problems. A function per
+question (`pass_at_k`, `maj_at_k`, `best_of_n`, or plain `answers.correct.mean(1)`)
+turns them into one number per problem. `bootstrap` turns those into an `Estimate`: the
+mean with its 95 % interval. Problems are what is resampled, never single samples: K
+answers to one problem share its difficulty and say little about other problems.
+
+    answers = sample_answers(model, tokenizer, problems, samples=8, generator=generator)
+    print(bootstrap(pass_at_k(answers.correct, 4)))  # such as 0.871 [0.852, 0.889]
+
+Accuracy is half of the story. `measured_kl` says how far the policy moved from the base
+to get there, and `frontier` which accuracy that distance could buy at best.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import comb
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minialign.logprobs import Model, exact_kl, masked_sum, token_logprobs
+from minialign.model import GPT
+from minialign.problems import (
+    STYLES,
+    Problem,
+    extract_answer,
+    is_formatted,
+    style_of,
+    verify,
+)
+from minialign.sampling import Rollout, generate
+from minialign.tokenizer import Tokenizer
+
+# The 97.5 % quantile of Student's t with 1 to 9 degrees of freedom.
+STUDENT_T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
+
+# --- drawing answers ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answers:
+    """K answers to each of N problems, judged; every field but the first is (N, K).
+
+    An answer that did not end is wrong, without format or vote, and of style "other".
+    """
+
+    problems: Sequence[Problem]
+    texts: list[list[str]]  # up to EOS
+    correct: np.ndarray  # bool
+    formatted: np.ndarray  # bool: holds an answer, right or wrong
+    truncated: np.ndarray  # bool: no EOS within the budget
+    lengths: np.ndarray  # int64: tokens, EOS and forced ones included
+    styles: list[list[str]]  # one of STYLES, "skill" or "other"
+    votes: list[list[Fraction | str | None]]  # what it says, for maj_at_k
+
+
+def sample_answers(
+    model: GPT,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    samples: int,
+    *,
+    temperature: float = 1.0,
+    greedy: bool = False,
+    first_token: str | None = None,
+    max_new_tokens: int = 128,
+    batch_rows: int = 1024,
+    generator: torch.Generator | None = None,
+) -> Answers:
+    """Draw `samples` answers to each problem and judge them.
+
+    `first_token` is text that every answer is made to begin with, and counts in texts,
+    lengths and budget. It must be cut as the tokenizer cuts real answers: "<<" forces
+    work and "#### ", with its space, forbids it. About `batch_rows` answers are in the
+    making at a time. On a terminal, a progress bar shows after two seconds.
+
+    Raises: ValueError for no problems, samples or batch_rows below 1, several greedy
+        samples, a first_token that leaves no budget; and what `generate` raises.
+    """
+    if not problems or samples < 1 or batch_rows < 1:
+        raise ValueError(
+            f"sample_answers: got {len(problems)} problems, samples {samples} and "
+            f"batch_rows {batch_rows}; each must be at least 1"
+        )
+    if greedy and samples != 1:
+        raise ValueError(
+            f"sample_answers: greedy answers are all alike; ask for 1, not {samples}"
+        )
+    forced = [] if first_token is None else tokenizer.encode(first_token)
+    if first_token is not None and not 0 < len(forced) < max_new_tokens:
+        raise ValueError(
+            f"sample_answers: first_token {first_token!r} is {len(forced)} tokens; a "
+            f"budget of {max_new_tokens} allows 1 to {max_new_tokens - 1}"
+        )
+    drawn = []
+    step = max(1, batch_rows // samples)
+    starts = range(0, len(problems), step)
+    for start in tqdm(starts, "answers", delay=2, leave=False, disable=None):
+        batch = problems[start : start + step]
+        rollout = generate(
+            model,
+            [tokenizer.encode_prompt(problem.question) + forced for problem in batch],
+            eos_id=tokenizer.eos_id,
+            pad_id=tokenizer.pad_id,
+            max_new_tokens=max_new_tokens - len(forced),
+            samples=samples,
+            temperature=temperature,
+            greedy=greedy,
+            generator=generator,
+        )
+        asked = [problem for problem in batch for _ in range(samples)]
+        responses = [forced + ids for ids in rollout.responses()]
+        for row in zip(asked, responses, rollout.truncated.tolist(), strict=True):
+            drawn.append(_judge(tokenizer, *row))
+
+    def grid(field: Sequence) -> list[list]:
+        return [list(field[i : i + samples]) for i in range(0, len(field), samples)]
+
+    fields = [grid(field) for field in zip(*drawn, strict=True)]
+    texts, correct, formatted, truncated, lengths, styles, votes = fields
+    tables = map(np.array, (correct, formatted, truncated, lengths))
+    return Answers(problems, texts, *tables, styles=styles, votes=votes)
+
+
+def _judge(tokenizer: Tokenizer, problem: Problem, ids: list[int], cut: bool) -> tuple:
+    text = tokenizer.decode_response(ids)
+    if cut:
+        return text, False, False, True, len(ids), "other", None
+    right, formatted = verify(problem, text), is_formatted(problem, text)
+    # The second skill's answers, whose gold is a str, vote with their whole text.
+    skill = isinstance(problem.gold, str)
+    vote = text.strip() if skill else extract_answer(text)
+    return text, right, formatted, False, len(ids), style_of(problem, text), vote
+
+
+# --- one number per problem ---------------------------------------------------------
+
+
+def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
+    """Chance that k answers hold a right one: 1 - C(n - c, k) / C(n, k), unbiased.
+
+    The average over all subsets of k among the n answers, of which c are right.
+
+    Shapes: (N, n) bool -> (N,). Raises: TypeError, ValueError unless 1 <= k <= n.
+    Source: Chen et al. 2021 (arXiv 2107.03374), eq. 1.
+    """
+    correct = _right_or_wrong("pass_at_k", correct)
+    n = correct.shape[1]
+    _check_k("pass_at_k: k", k, n)
+    by_count = [1 - Fraction(comb(n - c, k), comb(n, k)) for c in range(n + 1)]
+    return np.array(by_count, dtype=float)[correct.sum(1)]
+
+
+def maj_at_k(
+    votes: Sequence[Sequence[Hashable]], gold: Sequence[Hashable], k: int
+) -> np.ndarray:
+    """How often the most frequent of k answers is right (self-consistency).
+
+    None abstains; without any vote the result is wrong; a tie goes to the answer seen
+    first. Averaged over every run of k neighbours among the n answers, wrapping round:
+    each run is k independent draws, so the average is unbiased, and needs no seed.
+
+    Shapes: votes (N, n), gold (N,) -> (N,). Raises: ValueError unless 1 <= k <= n.
+    Source: Wang et al. 2022 (arXiv 2203.11171).
+    """
+    lengths = {len(row) for row in votes}
+    if len(votes) != len(gold) or len(lengths) != 1:
+        raise ValueError(
+            f"maj_at_k: votes must be (N, n) and gold (N,), got {len(votes)} rows of "
+            f"lengths {sorted(lengths)} and {len(gold)} gold answers"
+        )
+    n = lengths.pop()
+    _check_k("maj_at_k: k", k, n)
+    share = []
+    for row, right in zip(votes, gold, strict=True):
+        known = {None: None}  # small numbers for the answers: a Fraction hashes slowly
+        ring = [known.setdefault(vote, len(known)) for vote in row] * 2
+        wins = sum(_winner(ring[i : i + k]) == known.get(right, 0) for i in range(n))
+        share.append(wins / n)
+    return np.array(share)
+
+
+def _winner(votes: Sequence[int | None]) -> int | None:
+    # Counter keeps the order of first appearance, and max the first of equals.
+    counts = Counter(vote for vote in votes if vote is not None)
+    return max(counts, key=counts.get) if counts else None
+
+
+def best_of_n(scores: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
+    """Expected value of the answer with the highest score among n, unbiased.
+
+    The average over all subsets of n among the K answers: with scores in rising order
+    the i-th is the best of C(i - 1, n - 1) out of C(K, n). Equal scores share evenly.
+    `values` may be `correct`, or `scores` again for the expected maximum.
+
+    Shapes: (N, K), (N, K) -> (N,). Units: of values.
+    Raises: ValueError unless shapes agree, all is finite and 1 <= n <= K.
+    """
+    scores = _numbers("best_of_n: scores", scores, 2)
+    values = _numbers("best_of_n: values", values, 2)
+    if scores.shape != values.shape:
+        raise ValueError(f"best_of_n: scores {scores.shape}, values {values.shape}")
+    K = scores.shape[1]
+    _check_k("best_of_n: n", n, K)
+    # The chance that a whole subset lies among the i lowest.
+    below = np.array([Fraction(comb(i, n), comb(K, n)) for i in range(K + 1)], float)
+    expected = []
+    for row, worth in zip(scores, values, strict=True):
+        _, group, size = np.unique(row, return_inverse=True, return_counts=True)
+        top = size.cumsum()
+        weight = (below[top] - below[top - size]) / size  # (distinct scores,)
+        expected.append(weight[group] @ worth)
+    return np.array(expected)
+
+
+# --- intervals ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def bootstrap(
+    values: np.ndarray,
+    *,
+    statistic: Callable[[np.ndarray], np.ndarray] | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Estimate:
+    """Mean over problems, and the middle 95 % of the means of resampled problem sets.
+
+    `statistic` maps means of columns (..., M) to (...), for what is no mean itself.
+    Equal values give width zero, which is too sure: after N successes out of N, the
+    truth may still be as low as about 1 - 3 / N.
+
+    Shapes: values (N,), or (N, M) with a statistic. Units: of values.
+    Raises: ValueError for fewer than two problems or anything not finite.
+    Source: Efron 1979, the percentile interval.
+    """
+    values = _numbers("bootstrap: values", values, 1 if statistic is None else 2)
+    N = len(values)
+    if N < 2 or resamples < 1:
+        raise ValueError(
+            f"bootstrap: got {N} problems and {resamples} resamples; at least 2 and 1 "
+            "are needed"
+        )
+    # Measured from the first row, constant data are exact zeros and stay exact.
+    centred = values - values[0]
+    generator = np.random.default_rng(seed)
+    means = []
+    for start in range(0, resamples, 100):  # memory: 100 x N numbers at a time
+        rows = np.arange(min(100, resamples - start))[:, None]
+        drawn = generator.integers(N, size=(len(rows), N)) + N * rows
+        times = np.bincount(drawn.ravel(), minlength=N * len(rows)).reshape(-1, N)
+        means.append(times @ centred / N)
+    value, means = centred.mean(0) + values[0], np.concatenate(means) + values[0]
+    if statistic is not None:
+        value, means = statistic(value), statistic(means)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(float(value), float(low), float(high))
+
+
+def difference(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> Estimate:
+    """Mean of a - b for two policies on the same problems, row by row.
+
+    Resampled in pairs: what makes a problem hard for both cancels.
+
+    Shapes: (N,), (N,). Raises: ValueError when they differ, and as `bootstrap`.
+    """
+    a, b = _numbers("difference: a", a, 1), _numbers("difference: b", b, 1)
+    if a.shape != b.shape:
+        raise ValueError(f"difference: a has {len(a)} problems, b has {len(b)}")
+    return bootstrap(a - b, seed=seed)
+
+
+def gap_closed(
+    before: np.ndarray, after: np.ndarray, ceiling: np.ndarray, *, seed: int = 0
+) -> Estimate:
+    """Which share of the way from `before` to `ceiling` was gone: 1 is all of it.
+
+    (mean after - mean before) / (mean ceiling - mean before), the three resampled
+    together, problem by problem.
+
+    Shapes: (N,) each, accuracies on the same problems.
+    Raises: ValueError when shapes differ or there is no gap, and as `bootstrap`.
+    """
+    names = {"before": before, "after": after, "ceiling": ceiling}
+    columns = [_numbers(f"gap_closed: {name}", x, 1) for name, x in names.items()]
+    if len({column.shape for column in columns}) > 1:
+        raise ValueError(f"gap_closed: sizes differ: {[len(c) for c in columns]}")
+    if columns[2].mean() <= columns[0].mean():
+        raise ValueError("gap_closed: ceiling must be above before, on average")
+
+    def share(means: np.ndarray) -> np.ndarray:
+        low, now, high = np.moveaxis(means, -1, 0)
+        return np.divide(now - low, high - low, out=np.ones_like(low), where=high > low)
+
+    return bootstrap(np.stack(columns, 1), statistic=share, seed=seed)
+
+
+def over_seeds(values: Sequence[float]) -> Estimate:
+    """Mean over training runs ± t s / √n, Student's 95 % interval.
+
+    Three seeds give t = 4.30: wide, and rightly so.
+
+    Raises: ValueError unless there are 2 to 10 finite values.
+    """
+    values = _numbers("over_seeds: values", values, 1)
+    n = len(values)
+    if not 2 <= n <= 10:
+        raise ValueError(f"over_seeds: values must be 2 to 10 numbers, got {n}")
+    half = STUDENT_T[n - 2] * values.std(ddof=1) / n**0.5
+    mean = values.mean()
+    return Estimate(float(mean), float(mean - half), float(mean + half))
+
+
+def summary(answers: Answers, *, seed: int = 0) -> dict[str, Estimate]:
+    """The headline numbers: accuracy, format, truncated, length, share of each style.
+
+    Units: length in tokens, all else shares in [0, 1]. Raises: as `bootstrap`.
+    """
+    tables = {
+        "accuracy": answers.correct,
+        "format": answers.formatted,
+        "truncated": answers.truncated,
+        "length": answers.lengths,
+    }
+    styles = np.array(answers.styles)  # (N, K)
+    tables |= {style: styles == style for style in (*STYLES, "skill", "other")}
+    return {name: bootstrap(x.mean(1), seed=seed) for name, x in tables.items()}
+
+
+def style_shares(
+    problems: Sequence[Problem], texts: Sequence[str]
+) -> dict[str, float]:
+    """Share of each style among answers: text i answers problem i. Units: [0, 1]."""
+    if not texts:
+        raise ValueError("style_shares: no texts")
+    pairs = zip(problems, texts, strict=True)
+    counts = Counter(style_of(problem, text) for problem, text in pairs)
+    names = (*STYLES, "other")
+    return {f"style_{name}": counts[name] / len(texts) for name in names}
+
+
+def reward_variance_share(rewards: np.ndarray, *, seed: int = 0) -> Estimate:
+    """Which share of the rewards' variance lies between problems: between / total.
+
+    within = mean over problems of the variance among K rewards (divisor K - 1);
+    between = Var(problem means) - within / K, as a mean of K carries noise of its own.
+    Each is unbiased, so the share may come out below 0. Without variance it is 0.
+
+    Shapes: (N, K), both at least 2. Raises: ValueError.
+    """
+    rewards = _numbers("reward_variance_share: rewards", rewards, 2)
+    N, K = rewards.shape
+    _check_k("reward_variance_share: 2 samples per problem", 2, K)
+    rewards = rewards - rewards[0, 0]  # equal rewards become exact zeros
+    means = rewards.mean(1)  # (N,)
+
+    def share(columns: np.ndarray) -> np.ndarray:
+        mean, square, within = np.moveaxis(columns, -1, 0)
+        between = (square - mean**2) * N / (N - 1) - within / K
+        total = between + within
+        return np.divide(between, total, out=np.zeros_like(total), where=total > 0)
+
+    columns = np.stack([means, means**2, rewards.var(1, ddof=1)], 1)  # (N, 3)
+    return bootstrap(columns, statistic=share, seed=seed)
+
+
+def policy_gradient(policy: GPT, rollout: Rollout, weights: Tensor) -> Tensor:
+    """Mean over answers of weight x ∇ log π(answer), as one long vector.
+
+    Shapes: weights (B,), one per answer of the rollout -> (number of parameters,).
+    """
+    logprobs = token_logprobs(
+        policy, rollout.tokens, rollout.mask, rollout.temperature
+    )  # (B, S)
+    mean = (weights.to(logprobs) * masked_sum(logprobs, rollout.mask)).mean()
+    gradients = torch.autograd.grad(mean, list(policy.parameters()))
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def signal_to_noise(gradients: Tensor, answers: int) -> float:
+    """|E g|² / Var(g) of one answer's policy gradient g, from M independent batches.
+
+    The rows are the mean gradients of batches of `answers` answers each, so their
+    variance, summed over weights, is Var(g) / answers. |E g|² is the squared mean less
+    what noise adds to it, hence unbiased, and may come out below 0.
+
+    Shapes: gradients (M, weights), M at least 2. Raises: ValueError.
+    """
+    if gradients.dim() != 2 or len(gradients) < 2 or answers < 1:
+        raise ValueError(
+            f"signal_to_noise: gradients must be (M >= 2, weights) and answers >= 1, "
+            f"got {tuple(gradients.shape)} and {answers}"
+        )
+    variance = gradients.var(0).sum()
+    signal = gradients.mean(0).square().sum() - variance / len(gradients)
+    return (signal / (variance * answers)).item()
+
+
+def dead_share(correct: np.ndarray, k: int | None = None, *, seed: int = 0) -> Estimate:
+    """Share of groups of k answers (k = n unless given) all right or all wrong.
+
+    (C(c, k) + C(n - c, k)) / C(n, k), mean over problems: within such a group there is
+    nothing to compare.
+
+    Shapes: (N, n) bool. Raises: TypeError, ValueError unless 1 <= k <= n.
+    """
+    correct = _right_or_wrong("dead_share", correct)
+    n = correct.shape[1]
+    k = n if k is None else k
+    _check_k("dead_share: k", k, n)
+    ways = [Fraction(comb(c, k) + comb(n - c, k), comb(n, k)) for c in range(n + 1)]
+    return bootstrap(np.array(ways, dtype=float)[correct.sum(1)], seed=seed)
+
+
+# --- accuracy against KL ------------------------------------------------------------
+
+
+def binary_kl(a: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """kl(a ‖ p) = a log(a / p) + (1 - a) log((1 - a) / (1 - p)), limits exact.
+
+    A policy that is right with chance a where the base has p is at least this far from
+    it, KL(policy ‖ base) >= kl(a ‖ p): merging answers into right and wrong loses KL.
+
+    Shapes: equal, or one a number. Units: nats; inf where p is 0 or 1 and a is not.
+    Raises: ValueError outside [0, 1].
+    """
+    a, p = _chances("binary_kl: a", a), _chances("binary_kl: p", p)
+    if a.shape != p.shape and a.ndim and p.ndim:
+        raise ValueError(f"binary_kl: a is {a.shape}, p is {p.shape}")
+    with np.errstate(divide="ignore", invalid="ignore"):  # log 0, and 0 x inf
+        right = np.where(a > 0, a * (np.log(a) - np.log(p)), 0.0)
+        wrong = np.where(a < 1, (1 - a) * (np.log1p(-a) - np.log1p(-p)), 0.0)
+    return np.maximum(right + wrong, 0.0)
+
+
+def smoothed_success(correct: np.ndarray) -> np.ndarray:
+    """(c + 1/2) / (n + 1): success rates for `frontier` that are never 0 or 1.
+
+    A rate of 0 or 1 is locked, no KL moves it, and of rates estimated as c / n many are
+    0 or 1 by chance alone. Half a success and half a failure unlock them.
+
+    Shapes: (N, n) bool -> (N,). Source: the posterior mean under Jeffreys' prior.
+    """
+    correct = _right_or_wrong("smoothed_success", correct)
+    return (correct.sum(1) + 0.5) / (correct.shape[1] + 1)
+
+
+def frontier(success: np.ndarray, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """The best mean accuracy at each mean KL from a base with these success rates.
+
+    Maximise Σ l a_i - kl(a_i ‖ p_i), concave: 0 = l - logit a_i + logit p_i, hence
+    a_i = p_i e^l / (p_i e^l + 1 - p_i), one multiplier l for all, as one budget binds.
+
+    That is the policy base x e^(l reward) / Z, the optimum of E[R] - KL / l. Rates of 0
+    and 1 stay. Rates are taken as exact; from few samples, c / n as a rule draws the
+    curve too low and `smoothed_success` too high. Some 64 per problem bring them close.
+
+    Shapes: (N,) -> mean KL (points,) from 0 to its limit, mean accuracy (points,).
+    Units: nats per answer. Raises: ValueError outside [0, 1] or for points < 2.
+    """
+    success = _chances("frontier: success", _numbers("frontier: success", success, 1))
+    if points < 2:
+        raise ValueError(f"frontier: points must be at least 2, got {points}")
+    # e^-l falls from 1 to 0; cubed, for an even curve where hard problems give way.
+    shrink = np.linspace(1, 0, points)[:, None] ** 3  # (points, 1)
+    best = _tilt(success, shrink)  # (points, N)
+    kl = binary_kl(best, np.broadcast_to(success, best.shape))  # (points, N)
+    return kl.mean(1), best.mean(1)
+
+
+def frontier_at(success: np.ndarray, kl: float) -> float:
+    """The best mean accuracy that a mean KL of `kl` nats can buy, found by bisection.
+
+    Shapes: (N,), scalar -> scalar. Raises: as `frontier`, and for kl < 0 or NaN.
+    """
+    success = _chances("frontier_at: success", _numbers("frontier_at", success, 1))
+    if not kl >= 0:
+        raise ValueError(f"frontier_at: kl must be at least 0 nats, got {kl}")
+    # l from 0 to 60: e^-60 is beyond what any rate that counts can tell from 0.
+    low, high = 0.0, 60.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if binary_kl(_tilt(success, np.exp(-middle)), success).mean() <= kl:
+            low = middle
+        else:
+            high = middle
+    return float(_tilt(success, np.exp(-low)).mean())
+
+
+def _tilt(success: np.ndarray, shrink: np.ndarray | float) -> np.ndarray:
+    """p / (p + (1 - p) e^-l) with shrink = e^-l in [0, 1]; 0 where p is 0."""
+    total = success + (1 - success) * shrink
+    return np.divide(success, total, out=np.zeros_like(total), where=success > 0)
+
+
+@torch.no_grad()
+def measured_kl(
+    model: Model, reference: Model, rollout: Rollout, rows: int = 128
+) -> Tensor:
+    """KL(model ‖ reference) of each answer: the exact KL at each choice, summed.
+
+    Σ_s KL(model(. | prefix s) ‖ reference(. | prefix s)) over the prefixes visited. For
+    answers sampled from `model` the expectation is the KL of whole answers (chain
+    rule), with less noise than summed log-ratios, and no answer counts less than 0.
+
+    Shapes: -> (B,). Units: nats, both models at the rollout's temperature.
+    Reduction: sum over live tokens, `rows` answers at a time. Gradient: none.
+    Raises: ValueError for a greedy rollout: its visits are no samples of the policy.
+    """
+    if rollout.greedy or rows < 1:
+        raise ValueError(
+            f"measured_kl: needs sampled answers and rows >= 1, got greedy = "
+            f"{rollout.greedy}, rows = {rows}"
+        )
+    sums = []
+    chunks = zip(rollout.tokens.split(rows), rollout.mask.split(rows), strict=True)
+    for tokens, mask in chunks:
+        logits, ref_logits = (
+            each.logits(each(tokens[:, :-1])[mask]) / rollout.temperature  # (live, V)
+            for each in (model, reference)
+        )
+        live = exact_kl(logits, ref_logits)  # (live,)
+        kl = torch.zeros(mask.shape, dtype=live.dtype, device=live.device)
+        sums.append(kl.masked_scatter(mask, live).sum(1))
+    return torch.cat(sums)  # (B,)
+
+
+# --- what is refused ----------------------------------------------------------------
+
+
+def _numbers(name: str, x: np.ndarray, rank: int) -> np.ndarray:
+    x = np.asarray(x, dtype=float)
+    if x.ndim != rank or not x.size:
+        raise ValueError(f"{name} must have {rank} filled dimensions, got {x.shape}")
+    if not np.isfinite(x).all():
+        first = np.argwhere(~np.isfinite(x))[0].tolist()
+        raise ValueError(f"{name} must be finite, got {x[tuple(first)]} at {first}")
+    return x
+
+
+def _right_or_wrong(where: str, correct: np.ndarray) -> np.ndarray:
+    correct = np.asarray(correct)
+    if correct.dtype != bool:
+        raise TypeError(f"{where}: correct must be bool, got {correct.dtype}")
+    _numbers(f"{where}: correct", correct, 2)
+    return correct
+
+
+def _chances(name: str, x: np.ndarray) -> np.ndarray:
+    x = np.asarray(x, dtype=float)
+    outside = x[~((x >= 0) & (x <= 1))]
+    if outside.size:
+        raise ValueError(f"{name} must be in [0, 1], got {outside[0]}")
+    return x
+
+
+def _check_k(name: str, k: int, most: int) -> None:
+    if not 1 <= k <= most:
+        raise ValueError(f"{name} must be 1 to the {most} samples there are, got {k}")

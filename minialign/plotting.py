@@ -1,0 +1,200 @@
+"""Records to figures: every number in a picture stands in a JSON file beside it.
+
+A *run* is what one invocation of a lesson measured: config, seed, versions, device,
+wall time and every series. `full` runs of all seeds of a lesson form its *record*,
+`figures/<lesson>.json`; what a reader's own `quick` runs write lies in figures/local/.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+FIGURES = Path(__file__).resolve().parents[1] / "figures"
+LOCAL = FIGURES / "local"
+
+STYLE_COLORS = {
+    "worked": "#2a9d8f",
+    "terse": "#e76f51",
+    "careless": "#e9c46a",
+    "showy": "#9b72cf",
+    "other": "#8d99ae",
+}
+COLORS = ("#1d3557", "#d1495b", "#2a9d8f", "#e9a03b", "#7b5ea7", "#5c677d")
+
+plt.rcParams |= {
+    "figure.dpi": 110,
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+}
+
+# --- records ------------------------------------------------------------------------
+
+
+def provenance(device: torch.device) -> dict[str, object]:
+    """What a number depends on beside config and seed."""
+    name = platform.processor() or platform.machine()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    return {
+        "device": f"{device.type}: {name}, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def load_record(lesson: str) -> dict[str, dict]:
+    """The committed `full` runs of a lesson by seed: {} when it has none yet."""
+    return _read(FIGURES / f"{lesson}.json")
+
+
+def save_run(lesson: str, run: dict, seed: int, local: bool) -> Path:
+    """Put a run into its record, replacing the run of the same seed; return the path.
+
+    Raises: ValueError for a number that is not finite: JSON has none.
+    """
+    path = (LOCAL if local else FIGURES) / f"{lesson}.json"
+    record = _read(path) | {str(seed): run}
+    record = {key: record[key] for key in sorted(record, key=int)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = {key: json.dumps(_rounded(record[key]), allow_nan=False) for key in record}
+    text = ",\n".join(f'"{key}": {row}' for key, row in rows.items())
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    with os.fdopen(handle, "w") as file:
+        file.write("{\n" + text + "\n}\n")
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+    return path
+
+
+def _read(path: Path) -> dict[str, dict]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{path} is not a record: {error}") from None
+
+
+def _rounded(value: object) -> object:
+    """Six significant digits: what a float32 measurement holds."""
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {str(key): _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_rounded(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+# --- figures ------------------------------------------------------------------------
+
+
+def new_figure(
+    columns: int, message: str, rows: int = 1, width: float = 4.6, height: float = 3.7
+) -> tuple[Figure, list[Axes]]:
+    """A row (or grid) of axes under a headline that states the message."""
+    size = (width * columns, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    plt.close(figure)  # shown when it is finished, not at the end of a cell
+    figure.suptitle(message, fontsize=13, fontweight="bold", x=0.01, ha="left")
+    return figure, list(axes.flat)
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write the figure; in a notebook or an editor's cells it also shows inline."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    with contextlib.suppress(NameError):
+        display(figure)  # noqa: F821  (a builtin under IPython)
+    return path
+
+
+def draw_runs(
+    axes: Axes,
+    runs: Sequence[dict],
+    x: str,
+    y: str,
+    label: str,
+    color: str,
+    smooth: int = 5,
+) -> None:
+    """One thin line a run and their mean, thick; `smooth` points averaged.
+
+    Each run holds its series under "series": {name: [numbers]}.
+    """
+    lines = [(run["series"][x], smoothed(run["series"][y], smooth)) for run in runs]
+    if len(lines) > 1:
+        for xs, ys in lines:
+            axes.plot(xs, ys, color=color, alpha=0.3, lw=1)
+    shortest = min(len(xs) for xs, _ in lines)
+    mean = np.mean([ys[:shortest] for _, ys in lines], axis=0)
+    seeds = f" (mean of {len(runs)} seeds)" if len(runs) > 1 else ""
+    axes.plot(lines[0][0][:shortest], mean, color=color, lw=2.2, label=label + seeds)
+
+
+def draw_live(
+    axes: Axes, run: dict, x: str, y: str, smooth: int = 5, label: str = "this run"
+) -> None:
+    """The reader's own run, over the committed ones."""
+    series = run["series"]
+    ys = smoothed(series[y], smooth)
+    axes.plot(series[x], ys, color="black", lw=1.6, ls=(0, (4, 2)), label=label)
+
+
+def draw_base(axes: Axes, base: dict) -> None:
+    """The two lines that every accuracy figure carries.
+
+    Up to `forced to work`, fixing the first token would explain a gain; not beyond.
+    """
+    forced, best = base["forced_worked"][0], base["best_temperature"]["accuracy"][0]
+    axes.axhline(forced, color="#444", lw=1.2, ls="--")
+    axes.axhline(best, color="#444", lw=1.2, ls=":")
+    for y, text in (
+        (forced, f"base forced to work {forced:.2f}"),
+        (best, f"base at its best temperature {best:.2f}"),
+    ):
+        axes.annotate(
+            text, (1.0, y), xycoords=("axes fraction", "data"), xytext=(-2, 3),
+            textcoords="offset points", ha="right", fontsize=8, color="#444",
+        )  # fmt: skip
+
+
+def draw_styles(axes: Axes, run: dict, x: str, smooth: int = 5) -> None:
+    """Shares of the styles, stacked; the run's series hold style_<name>."""
+    series = run["series"]
+    names = [name for name in STYLE_COLORS if f"style_{name}" in series]
+    shares = [smoothed(series[f"style_{name}"], smooth) for name in names]
+    axes.stackplot(
+        series[x], shares, labels=names, colors=[STYLE_COLORS[n] for n in names]
+    )
+    axes.set(ylim=(0, 1), ylabel="share of answers")
+    axes.legend(loc="lower left", facecolor="white", frameon=True, framealpha=0.8)
+    axes.grid(False)
+
+
+def smoothed(values: Sequence[float], window: int) -> np.ndarray:
+    """Centred moving average; shorter at the ends, so nothing is shifted or lost."""
+    values = np.asarray(values, dtype=float)
+    half = window // 2
+    return np.array(
+        [values[max(i - half, 0) : i + half + 1].mean() for i in range(len(values))]
+    )

@@ -1,0 +1,83 @@
+"""Where feedback comes from: one callable, whatever stands behind it.
+
+A reward takes problems and answers and gives one number per answer::
+
+    reward(problems, texts) -> [1.0, 0.0, ...]
+
+Behind it may stand a *program* that checks the answer (`verifier` here; learning from
+it is ReFT), a *model of people's preferences* (RLHF) or an *AI judge* (RLAIF). The
+algorithms cannot tell: they see the numbers and nothing else. So whatever the numbers
+fail to say, the policy will not learn, and whatever they say by mistake, it will.
+
+Bring your own: any function of that form goes where `verifier` goes.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from minialign.problems import Problem, verify
+from minialign.sampling import Rollout
+from minialign.tokenizer import Tokenizer
+
+Reward = Callable[[Sequence[Problem], Sequence[str]], Sequence[float]]
+
+
+def verifier(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+    """1 for a right answer, 0 for any other: text i answers problem i.
+
+    Raises: ValueError when there are not as many texts as problems.
+    """
+    if len(problems) != len(texts):
+        raise ValueError(f"verifier: {len(problems)} problems but {len(texts)} texts")
+    pairs = zip(problems, texts, strict=True)
+    return [float(verify(problem, text)) for problem, text in pairs]
+
+
+def score(
+    reward: Reward, problems: Sequence[Problem], rollout: Rollout, tokenizer: Tokenizer
+) -> Tensor:
+    """The reward of every answer in a rollout; an answer that did not end earns 0.
+
+    The reward is called once, on all answers, with each problem repeated for its K
+    samples; texts stop before the first EOS.
+
+    Shapes: problems has B / K entries for a rollout of B = prompts x K -> (B,) float32.
+    Units: the reward's own. Gradient: none.
+    Raises: ValueError when problems and rollout disagree, or when the reward gives
+        another count than one finite number per answer; TypeError when it gives
+        something that is not numbers.
+    """
+    responses, samples = rollout.responses(), rollout.samples
+    if len(problems) * samples != len(responses):
+        raise ValueError(
+            f"score: {len(problems)} problems x {samples} samples but the rollout "
+            f"has {len(responses)} answers"
+        )
+    asked = [problem for problem in problems for _ in range(samples)]
+    texts = [tokenizer.decode_response(ids) for ids in responses]
+    given = reward(asked, texts)
+    try:
+        # By way of float64: float32 alone would stumble over 1e39 with another error.
+        rewards = torch.as_tensor(given, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"score: the reward must give a sequence of numbers, one per answer; got "
+            f"{type(given).__name__} ({error})"
+        ) from None
+    if rewards.shape != (len(texts),):
+        raise ValueError(
+            f"score: the reward gave shape {tuple(rewards.shape)} for {len(texts)} "
+            f"answers; it must give one number per answer, ({len(texts)},)"
+        )
+    rewards = rewards.detach().float()  # (B,)
+    unusable = (~rewards.isfinite()).nonzero().flatten().tolist()
+    if unusable:
+        first = unusable[0]
+        raise ValueError(
+            f"score: the reward of answer {first} is {rewards[first].item()}, which is "
+            f"not finite: {texts[first][:60]!r}"
+        )
+    truncated = rollout.truncated
+    return rewards.to(truncated.device).masked_fill(truncated, 0.0)

@@ -1,0 +1,1 @@
+"""Properties: functions of an implementation, for the true one and for wrong ones."""

@@ -1,0 +1,668 @@
+"""Checkpoints: what survives a kill or a full disk, and what is refused on loading."""
+
+import dataclasses
+import errno
+import hashlib
+import io
+import json
+import os
+import pathlib
+import random
+import stat
+import subprocess
+import sys
+from collections import OrderedDict, defaultdict, namedtuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minialign import checkpoint
+from minialign.checkpoint import (
+    CheckpointError,
+    check_config,
+    load,
+    load_model,
+    save,
+    save_model,
+)
+from minialign.model import GPT, GPTConfig
+from minialign.tokenizer import Tokenizer
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TOKENIZER = Tokenizer([bytes([value]) for value in range(256)])
+CONFIG = GPTConfig(vocab_size=260, context=16, dim=8, layers=1, heads=2, kv_heads=1)
+
+
+def state_of(step):
+    return {"step": step, "weights": torch.full((500,), float(step))}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run.pt"
+
+
+def previous(path):
+    return path.with_name("run.pt.previous")
+
+
+def names(path):
+    return sorted(file.name for file in path.parent.iterdir())
+
+
+# What comes back.
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b) and a.dtype == b.dtype
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b)) and type(a) is type(b)
+    return type(a) is type(b) and a == b
+
+
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+    | st.lists(st.integers(0, 255), max_size=4).map(
+        lambda values: torch.tensor(values, dtype=torch.uint8)
+    )
+    | st.lists(st.floats(-9, 9), max_size=3).map(torch.tensor)
+)
+STATES = st.dictionaries(
+    st.text("abc", max_size=3) | st.integers(),
+    st.recursive(
+        LEAVES,
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.lists(inner, max_size=3).map(tuple)
+            | st.dictionaries(st.text("ab", max_size=2), inner, max_size=3)
+        ),
+        max_leaves=8,
+    ),
+    max_size=4,
+)
+
+
+@given(STATES)
+def test_round_trip(tmp_path_factory, state):
+    path = tmp_path_factory.mktemp("trip") / "run.pt"
+    save(path, state)
+    assert same(load(path), state)
+
+
+def test_the_format_as_written_down(path):
+    save(path, state_of(3))
+    header, _, payload = path.read_bytes().partition(b"\n")
+    sha256 = hashlib.sha256(payload).hexdigest()
+    expected = f"minialign-checkpoint version=1 sha256={sha256} bytes={len(payload)}"
+    assert header == expected.encode()
+    assert same(torch.load(io.BytesIO(payload), weights_only=True), state_of(3))
+
+
+def test_generators_go_on_where_they_were(path):
+    generator, chance = torch.Generator().manual_seed(1), random.Random(2)
+    torch.rand(5, generator=generator), chance.random()
+    save(path, {"torch": generator.get_state(), "python": chance.getstate()})
+    expected = torch.rand(9, generator=generator), chance.random()
+    state, other, other_chance = load(path), torch.Generator(), random.Random()
+    other.set_state(state["torch"])
+    other_chance.setstate(state["python"])
+    assert torch.equal(torch.rand(9, generator=other), expected[0])
+    assert other_chance.random() == expected[1]
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.Muon])
+def test_training_goes_on_bit_for_bit(path, optimizer):
+    def start():
+        model = torch.nn.Linear(4, 4, bias=False)
+        steps = optimizer(model.parameters(), lr=0.1)
+        decay = torch.optim.lr_scheduler.LinearLR(steps, total_iters=9)
+        return model, steps, decay, torch.Generator().manual_seed(0)
+
+    def go(model, steps, decay, generator):
+        for _ in range(5):
+            steps.zero_grad()
+            model(torch.randn(3, 4, generator=generator)).square().sum().backward()
+            steps.step()
+            decay.step()
+        return model.weight.detach()
+
+    first = start()
+    go(*first)
+    state = [part.state_dict() for part in first[:3]] + [first[3].get_state()]
+    save(path, {"state": state})
+    straight = go(*first)
+    second = start()
+    loaded = load(path)["state"]
+    for part, part_state in zip(second[:3], loaded[:3], strict=True):
+        part.load_state_dict(part_state)
+    second[3].set_state(loaded[3])
+    assert torch.equal(go(*second), straight)
+
+
+def test_saving_draws_no_random_numbers_and_changes_nothing(path):
+    state = state_of(1)
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    save(path, state)
+    save(path, load(path))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert random.getstate() == python_state
+    assert same(state, state_of(1))
+
+
+# What may not go in.
+
+Pair = namedtuple("Pair", "a b")
+
+
+@pytest.mark.parametrize(
+    "value, name",
+    [
+        (np.float64(1), "numpy.float64"),
+        (np.zeros(2), "numpy.ndarray"),
+        (pathlib.Path("x"), "PosixPath"),
+        (Pair(1, 2), "Pair"),
+        ({1, 2}, "builtins.set"),
+        (b"bytes", "builtins.bytes"),
+        (defaultdict(int), "defaultdict"),
+        (torch.Generator(), "Generator"),
+        (torch.float32, "torch.dtype"),
+        (torch.nn.Parameter(torch.ones(1)), "Parameter"),
+        (CONFIG, "GPTConfig"),
+        (print, "builtin_function"),
+    ],
+)
+def test_types_that_would_not_load_are_refused_with_their_place(path, value, name):
+    save(path, state_of(1))
+    with pytest.raises(TypeError, match=name) as caught:
+        save(path, {"ok": 1, "deep": [0, {"er": (value,)}]})
+    assert "state['deep'][1]['er'][0]" in str(caught.value)
+    assert load(path)["step"] == 1 and names(path) == ["run.pt"]
+
+
+def test_other_refusals_of_save(path):
+    for state in ([1], None, Pair(1, 2)):
+        with pytest.raises(TypeError, match="must be a dict"):
+            save(path, state)
+    with pytest.raises(TypeError, match=r"state\['a'\] has the key \(1, 2\)"):
+        save(path, {"a": {(1, 2): 3}})
+    assert names(path) == []
+    save(path, OrderedDict(a=1))
+    assert load(path) == {"a": 1}
+
+
+# The older file, leftovers, and a disk that refuses.
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_two_newest_survive(path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", fail(errno.EPERM))
+    for step in range(4):
+        save(path, state_of(step))
+        assert same(load(path), state_of(step))
+        if step:
+            assert same(load(previous(path)), state_of(step - 1))
+    assert names(path) == ["run.pt", "run.pt.previous"]
+
+
+def test_a_damaged_file_does_not_push_out_a_whole_one(path):
+    for step in range(2):
+        save(path, state_of(step))
+    path.write_bytes(path.read_bytes()[:-1])
+    save(path, state_of(2))
+    assert load(path)["step"] == 2
+    assert load(previous(path))["step"] == 0
+
+
+def test_leftovers_of_this_file_are_removed(path):
+    others = ["run.pt.tmp", "run.pt.0123.tmp", "xrun.pt.01234567.tmp", "run.tmp"]
+    for name in ["run.pt.01234567.tmp", "run.pt.89abcdef.tmp", *others]:
+        (path.parent / name).write_text("left over")
+    save(path, state_of(1))
+    assert names(path) == sorted([*others, "run.pt"])
+
+
+def fail(code):
+    def refuse(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    return refuse
+
+
+class FullDisk(io.FileIO):
+    """Takes the header and part of the payload, then no more."""
+
+    def write(self, data):
+        if self.tell() + len(data) > 700:
+            super().write(data[:300])
+            fail(errno.ENOSPC)()
+        return super().write(data)
+
+
+class NoFlush(io.FileIO):
+    def flush(self):
+        if self.tell():
+            fail(errno.EIO)()
+
+
+def opening(kind):
+    def fake(name, mode):
+        return kind(name, mode.replace("b", "")) if "x" in mode else open(name, mode)
+
+    return fake
+
+
+@pytest.mark.parametrize(
+    "target, name, fake, reason",
+    [
+        (checkpoint, "open", fail(errno.EACCES), "Permission denied"),
+        (checkpoint, "open", opening(FullDisk), "No space left"),
+        (checkpoint, "open", opening(NoFlush), "Input/output error"),
+        (os, "fsync", fail(errno.EIO), "Input/output error"),
+        (os, "replace", fail(errno.EXDEV), "cross-device"),
+    ],
+)
+def test_a_failed_save_leaves_the_files_as_they_were(
+    path, monkeypatch, target, name, fake, reason
+):
+    for step in range(2):
+        save(path, state_of(step))
+    before = {file: (path.parent / file).read_bytes() for file in names(path)}
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, fake, raising=target is os)
+        with pytest.raises(CheckpointError, match=reason) as caught:
+            save(path, state_of(2))
+    assert str(path) in str(caught.value)
+    after = {file: (path.parent / file).read_bytes() for file in names(path)}
+    assert after == before
+    save(path, state_of(2))  # and the next save works
+    assert load(path)["step"] == 2 and load(previous(path))["step"] == 1
+
+
+def test_an_interrupt_leaves_the_files_as_they_were(path, monkeypatch):
+    save(path, state_of(1))
+
+    def interrupt(descriptor):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            save(path, state_of(2))
+    assert load(path)["step"] == 1 and names(path) == ["run.pt"]
+
+
+def test_everything_is_on_the_disk_before_the_name_changes(path, monkeypatch):
+    save(path, state_of(1))
+    calls = []
+
+    def record(name):
+        true = getattr(os, name)
+
+        def recorded(*args):
+            folder = name == "fsync" and stat.S_ISDIR(os.fstat(*args).st_mode)
+            calls.append("fsync directory" if folder else name)
+            return true(*args)
+
+        monkeypatch.setattr(os, name, recorded)
+
+    for name in ("fsync", "replace", "link"):
+        record(name)
+    save(path, state_of(2))
+    assert calls == ["fsync", "link", "replace", "replace", "fsync directory"]
+
+
+def test_places_where_nothing_can_be_saved(path):
+    with pytest.raises(CheckpointError, match="No such file or directory"):
+        save(path / "deeper", state_of(1))
+    path.write_text("a file")
+    with pytest.raises(CheckpointError, match="Not a directory"):
+        save(path / "deeper", state_of(1))
+    folder = path.with_name("folder")
+    folder.mkdir()
+    with pytest.raises(CheckpointError, match="s a directory"):
+        save(folder, state_of(1))
+    assert names(path) == ["folder", "run.pt"]
+
+
+KILLS = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import torch
+from minialign import checkpoint
+
+path = Path(sys.argv[1])
+previous = path.with_name(path.name + ".previous")
+torch.set_num_threads(1)
+
+def state(step, size):
+    return {"step": step, "weights": torch.full((size,), float(step))}
+
+def forked(work):
+    child = os.fork()
+    if not child:
+        work()
+        os._exit(0)
+    return child
+
+def survivors():
+    steps = []
+    for file in (path, previous):
+        loaded = checkpoint.load(file)
+        assert loaded["weights"].eq(loaded["step"]).all()
+        steps.append(loaded["step"])
+    return steps
+
+def killed_at_line(count):  # die before the count-th line of checkpoint.py
+    def on_line(frame, event, argument):
+        nonlocal count
+        if frame.f_code.co_filename != checkpoint.__file__:
+            return None
+        if event == "line":
+            count -= 1
+            if count == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return on_line
+
+    def work():
+        sys.settrace(on_line)
+        checkpoint.save(path, state(3, 100))
+
+    return work
+
+by_line, littered = [], 0
+while True:
+    for step in (1, 2):
+        checkpoint.save(path, state(step, 100))
+    status = os.waitpid(forked(killed_at_line(len(by_line) + 1)), 0)[1]
+    littered += any(path.parent.glob("*.tmp"))
+    by_line.append(survivors())
+    if status == 0:
+        break
+
+def save_for_ever():
+    step = survivors()[0]
+    while True:
+        step += 1
+        checkpoint.save(path, state(step, 500_000))
+
+chance, at_random = random.Random(0), [survivors()]
+for _ in range(10):
+    child = forked(save_for_ever)
+    while checkpoint.load(path)["step"] == at_random[-1][0]:
+        time.sleep(0.001)
+    time.sleep(chance.uniform(0, 0.08))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    at_random.append(survivors())
+checkpoint.save(path, state(0, 1))
+files = sorted(file.name for file in path.parent.iterdir())
+print(json.dumps([by_line, at_random, littered, files]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+def test_a_kill_at_any_moment_leaves_two_whole_files(path):
+    run = subprocess.run(
+        [sys.executable, "-c", KILLS, str(path)],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stderr
+    by_line, at_random, littered, files = json.loads(run.stdout)
+    # (newest, older) as the kill moves down the lines: three states, in this order.
+    stages = [by_line[0]]
+    for pair in by_line:
+        if pair != stages[-1]:
+            stages.append(pair)
+    assert stages == [[2, 1], [3, 1], [3, 2]]
+    assert len(by_line) > 30
+    for newest, older in at_random:
+        assert newest in (older + 1, older + 2)
+    assert at_random[0][0] + 10 <= at_random[-1][0]  # the children did save
+    assert littered > 5  # and the kills came in the middle of it
+    assert files == ["run.pt", "run.pt.previous"]
+
+
+# Damage.
+
+
+def test_torch_alone_loads_a_flipped_bit():
+    buffer = io.BytesIO()
+    torch.save(state_of(1), buffer)
+    data = bytearray(buffer.getvalue())
+    data[data.index(torch.ones(500).numpy().tobytes()) + 99] ^= 64
+    silently = torch.load(io.BytesIO(bytes(data)), weights_only=True)
+    assert not same(silently, state_of(1))
+
+
+def test_no_damage_passes(path):
+    save(path, state_of(1))
+    data, chance = path.read_bytes(), random.Random(0)
+    header = data.index(b"\n") + 1
+    lengths = [*range(header + 2), *range(header, len(data), 128), len(data) - 1]
+    damaged = [data[:length] for length in lengths]
+    damaged += [data + b"\0", data + data, data[1:], data[header:], b"\n" + data]
+    for position in [*range(header), *chance.choices(range(len(data)), k=300)]:
+        flipped = bytearray(data)
+        flipped[position] ^= 1 << chance.randrange(8)
+        damaged.append(bytes(flipped))
+    for start in range(0, len(data) - 64, 64):
+        if any(data[start : start + 64]):
+            damaged.append(data[:start] + bytes(64) + data[start + 64 :])
+    for copy in damaged:
+        assert copy != data
+        path.write_bytes(copy)
+        with pytest.raises(CheckpointError, match=f"cannot load {path}: "):
+            load(path)
+
+
+def sealed(payload, version=1):
+    sha256 = hashlib.sha256(payload).hexdigest()
+    line = f"minialign-checkpoint version={version} sha256={sha256}"
+    return f"{line} bytes={len(payload)}\n".encode() + payload
+
+
+def torch_bytes(value):
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (b"", "empty"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(999), "not a minialign checkpoint"),
+        (b"some text", "not a minialign checkpoint"),
+        (torch_bytes({"step": 1}), "not a minialign checkpoint"),
+        (sealed(torch_bytes({"step": 1}), version=2), "version 2.*reads version 1"),
+        (sealed(torch_bytes({"step": 1}), version="9" * 5000), "not a minialign"),
+        (sealed(torch_bytes({"step": 1})) + b"x", "damaged: .* bytes follow"),
+        (sealed(torch_bytes({"step": 1})).replace(b"step", b"stop"), "its sha256"),
+        (sealed(torch_bytes([1, 2])), "a list, not a dict"),
+        (sealed(b"not torch's format"), "cannot load"),
+        (sealed(b""), "cannot load"),
+    ],
+)
+def test_damage_is_named(path, data, reason):
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_older_file_is_named_and_never_taken_silently(path):
+    with pytest.raises(CheckpointError, match="No such file.*there is no older file"):
+        load(path)
+    for step in range(2):
+        save(path, state_of(step))
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=f"{previous(path)} is whole") as caught:
+        load(path)
+    assert isinstance(caught.value, ValueError)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=f"{previous(path)} is whole"):
+        load(path)
+    assert load(previous(path))["step"] == 0
+    previous(path).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=f"{previous(path)} is damaged too"):
+        load(path)
+    with pytest.raises(CheckpointError, match="s a directory"):
+        load(path.parent)
+
+
+class Trap:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.marker,)
+
+
+def test_loading_runs_nothing(path):
+    marker = path.with_name("touched")
+    path.write_bytes(sealed(torch_bytes({"step": Trap(marker)})))
+    with pytest.raises(CheckpointError, match="cannot load"):
+        load(path)
+    assert not marker.exists()
+    # The trap works where anything may be loaded.
+    payload = path.read_bytes().partition(b"\n")[2]
+    torch.load(io.BytesIO(payload), weights_only=False)
+    assert marker.exists()
+
+
+# Models.
+
+
+def gpt(**changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    return GPT(config, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("changes", [{}, {"tied": True}, {"norm_eps": 0.01}])
+def test_a_model_comes_back(path, changes):
+    model = gpt(**changes)
+    save_model(path, model, TOKENIZER, {"step": 7, "seed": 3})
+    before = torch.get_rng_state()
+    loaded, extra = load_model(path, TOKENIZER)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert extra == {"step": 7, "seed": 3}
+    assert loaded.config == model.config
+    assert same(dict(loaded.state_dict()), dict(model.state_dict()))
+    tokens = torch.arange(10)[None]
+    with torch.no_grad():
+        expected = model.logits(model(tokens))
+        assert torch.equal(loaded.logits(loaded(tokens)), expected)
+    save_model(path, model, TOKENIZER)
+    assert load_model(path, TOKENIZER, device=torch.device("cpu"))[1] == {}
+    for name, weight in loaded.named_parameters():
+        assert weight.requires_grad, name
+
+
+def test_another_vocabulary_is_refused(path):
+    other = Tokenizer([*(bytes([value]) for value in range(256)), b"ab"])
+    with pytest.raises(CheckpointError, match="vocab_size is 260.* 261 tokens"):
+        save_model(path, gpt(), other)
+    assert names(path) == []
+    save_model(path, gpt(), TOKENIZER)
+    with pytest.raises(CheckpointError, match="vocabulary") as caught:
+        load_model(path, other)
+    for tokenizer in (TOKENIZER, other):
+        assert tokenizer.fingerprint[:12] in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_both_ways(path, value):
+    save_model(path, gpt(), TOKENIZER)
+    state = load(path)
+    model = gpt()
+    with torch.no_grad():
+        model.layers[0].mlp.up_proj.weight[1, 2] = value
+    with pytest.raises(CheckpointError, match=r"up_proj.weight is not finite"):
+        save_model(path, model, TOKENIZER)
+    assert same(load(path), state) and names(path) == ["run.pt"]
+    state["weights"]["norm.weight"][0] = value
+    save(path, state)
+    with pytest.raises(CheckpointError, match=r"norm.weight is not finite"):
+        load_model(path, TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    "edit, reason",
+    [
+        (lambda s: s["weights"].pop("norm.weight"), "norm.weight is missing"),
+        (lambda s: s["weights"].update(more=torch.ones(1)), "has no weight more"),
+        (
+            lambda s: s["weights"].update({"norm.weight": torch.ones(1, 8)}),
+            r"norm.weight is \(1, 8\) torch.float32, the model's is \(8,\)",
+        ),
+        (
+            lambda s: s["weights"].update({"norm.weight": torch.ones(8).double()}),
+            r"norm.weight is \(8,\) torch.float64",
+        ),
+        (lambda s: s["weights"].update({"norm.weight": 1}), "norm.weight is int"),
+        (lambda s: s["config"].update(tied=True), "has no weight lm_head.weight"),
+        (lambda s: s["config"].update(layers=2), "layers.1.* is missing"),
+        (lambda s: s["config"].update(depth=3), "do not share depth"),
+        (lambda s: s["config"].pop("rope_theta"), "do not share rope_theta"),
+        (lambda s: s["config"].update(heads=3), "its config is refused: .*heads"),
+        (lambda s: s["config"].update(heads="x"), "its config is refused"),
+        (lambda s: s.update(config=None), "not a model"),
+        (lambda s: s.update(weights=[]), "not a model"),
+        (lambda s: s.update(vocabulary=None), "vocabulary None"),
+        (lambda s: s.pop("vocabulary"), "not a model; it holds config, weights, extra"),
+        (lambda s: s.update(optimizer={}), "not a model"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused(path, edit, reason):
+    save_model(path, gpt(), TOKENIZER)
+    state = load(path)
+    edit(state)
+    save(path, state)
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        load_model(path, TOKENIZER)
+    assert str(path) in str(caught.value)
+
+
+def test_a_damaged_model_names_the_older_one(path):
+    for _ in range(2):
+        save_model(path, gpt(), TOKENIZER)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match=f"{previous(path)} is whole"):
+        load_model(path, TOKENIZER)
+
+
+def test_extras_are_plain(path):
+    with pytest.raises(TypeError, match=r"state\['extra'\]\['config'\]"):
+        save_model(path, gpt(), TOKENIZER, {"config": CONFIG})
+
+
+# Going on under the same config.
+
+
+def test_check_config_lists_every_difference():
+    saved = {"lr": 0.1, "beta": 0, "family": "a", "clip": (0.2, 0.3)}
+    check_config(saved, {"clip": (0.2, 0.3), "beta": 0, "lr": 0.1, "family": "a"})
+    check_config({}, {})
+    with pytest.raises(CheckpointError) as caught:
+        check_config(saved, {"lr": 0.2, "family": "a", "clip": (0.2, 0.3), "seed": 1})
+    message = str(caught.value)
+    assert "lr (saved 0.1, now 0.2)" in message
+    assert "beta (saved 0, now absent)" in message
+    assert "seed (saved absent, now 1)" in message
+    assert "family" not in message and "clip" not in message

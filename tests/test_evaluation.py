@@ -1,0 +1,894 @@
+"""Evaluation against brute force: every subset, every answer, every resample."""
+
+import itertools
+import math
+import random
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from minialign import evaluation
+from minialign.evaluation import (
+    STUDENT_T,
+    best_of_n,
+    binary_kl,
+    bootstrap,
+    dead_share,
+    difference,
+    frontier,
+    frontier_at,
+    gap_closed,
+    maj_at_k,
+    measured_kl,
+    over_seeds,
+    pass_at_k,
+    policy_gradient,
+    reward_variance_share,
+    sample_answers,
+    signal_to_noise,
+    smoothed_success,
+    style_shares,
+    summary,
+)
+from minialign.model import GPT, GPTConfig
+from minialign.problems import Problem
+from minialign.sampling import Rollout, generate
+from minialign.tokenizer import Tokenizer, train_bpe
+
+TABLES = st.integers(1, 6).flatmap(
+    lambda n: st.lists(
+        st.lists(st.booleans(), min_size=n, max_size=n), min_size=2, max_size=4
+    )
+)
+CHANCES = st.floats(0, 1) | st.sampled_from([0.0, 0.5, 1.0])
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def all_or_none(row):
+    return all(row) or not any(row)
+
+
+# --- one number per problem
+
+
+@given(TABLES, st.data())
+def test_pass_at_k_is_the_average_over_all_subsets(table, data):
+    k = data.draw(st.integers(1, len(table[0])))
+    expected = [mean(any(s) for s in itertools.combinations(row, k)) for row in table]
+    np.testing.assert_allclose(pass_at_k(np.array(table), k), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("n, k", [(6, 2), (6, 6), (64, 8)])
+@pytest.mark.parametrize("p", [0.05, 0.4])
+def test_pass_at_k_is_unbiased_and_the_plug_in_is_not(n, k, p):
+    weight = [math.comb(n, c) * p**c * (1 - p) ** (n - c) for c in range(n + 1)]
+    counts = np.arange(n + 1)
+    every_count = np.arange(n) < counts[:, None]  # (n + 1, n): row c has c right
+    truth = 1 - (1 - p) ** k
+    assert weight @ pass_at_k(every_count, k) == pytest.approx(truth, abs=1e-12)
+    assert abs(weight @ (1 - (1 - counts / n) ** k) - truth) > 1e-3
+
+
+def test_pass_at_k_from_64_samples():
+    one_right = np.arange(64)[None] < 1
+    for k in range(1, 65):
+        assert pass_at_k(one_right, k)[0] == pytest.approx(k / 64, abs=1e-15)
+
+
+def majority(votes, gold):
+    """The vote with most supporters, the earliest of equals; None has no voice."""
+    cast = [vote for vote in votes if vote is not None]
+    if not cast:
+        return False
+    return min(cast, key=lambda v: (-cast.count(v), cast.index(v))) == gold
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_maj_at_k_is_unbiased(k):
+    chances = {Fraction(7): 0.4, Fraction(8): 0.35, None: 0.25}
+
+    def expectation(n, statistic):
+        return sum(
+            math.prod(chances[vote] for vote in votes) * statistic(votes)
+            for votes in itertools.product(chances, repeat=n)
+        )
+
+    truth = expectation(k, lambda votes: majority(votes, 7))
+    estimate = expectation(4, lambda votes: maj_at_k([votes], [7], k)[0])
+    assert estimate == pytest.approx(truth, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "votes, k, expected",
+    [
+        ("77788", 5, 1.0),
+        ("88877", 5, 0.0),
+        ("789", 1, 1 / 3),
+        ([7, 8, None], 3, 2 / 3),  # 7 8, 8 7 and 7 8 again: a tie goes to the first
+        ([None, None, 7], 3, 1.0),  # two abstain, one decides
+        ([None, None, 7], 2, 2 / 3),
+        ([None, None, None], 2, 0.0),
+        ([Fraction(14, 2), Fraction(7), Fraction(8)], 3, 1.0),
+    ],
+)
+def test_maj_at_k_by_hand(votes, k, expected):
+    gold = "7" if isinstance(votes, str) else 7
+    assert maj_at_k([votes], [gold], k) == pytest.approx([expected])
+
+
+def test_nobody_agrees_with_a_gold_answer_of_none():
+    assert maj_at_k([[None, 7]], ["no such answer"], 2) == [0.0]
+
+
+SCORES = st.integers(1, 6).flatmap(
+    lambda K: st.lists(
+        st.tuples(st.sampled_from([-1.0, 0.0, 0.1, 2.0]), st.floats(-5, 5)),
+        min_size=K,
+        max_size=K,
+    )
+)
+
+
+@given(SCORES, st.data())
+@example([(0.0, 1.0), (0.0, 0.0), (1.0, 0.0)], None)
+def test_best_of_n_is_the_average_over_all_subsets(pairs, data):
+    n = data.draw(st.integers(1, len(pairs))) if data else 2
+
+    def winners(subset):
+        best = max(score for score, _ in subset)
+        return mean(value for score, value in subset if score == best)
+
+    expected = mean(map(winners, itertools.combinations(pairs, n)))
+    scores, values = np.array(pairs).T
+    assert best_of_n([scores], [values], n)[0] == pytest.approx(expected, abs=1e-10)
+    expected = mean(max(s)[0] for s in itertools.combinations(pairs, n))
+    assert best_of_n([scores], [scores], n)[0] == pytest.approx(expected, abs=1e-10)
+
+
+def test_best_of_n_depends_on_the_order_of_scores_alone():
+    generator = np.random.default_rng(0)
+    scores, values = generator.normal(size=(2, 3, 16))
+    for n in (1, 5, 16):
+        chosen = best_of_n(scores, values, n)
+        assert np.array_equal(chosen, best_of_n(np.exp(3 * scores), values, n))
+        assert n == 1 or not np.allclose(chosen, best_of_n(-scores, values, n))
+    np.testing.assert_allclose(best_of_n(scores, values, 1), values.mean(1))
+    best = scores.argmax(1)
+    assert np.array_equal(best_of_n(scores, values, 16), values[range(3), best])
+
+
+# --- intervals
+
+
+def test_the_bootstrap_of_five_values_is_that_of_all_3125_resamples():
+    values = [0.0, 0.0, 4.0, 4.0, 4.0]
+    means = sorted(map(mean, itertools.product(values, repeat=5)))
+    # The 2.5 % points lie well inside a step of this distribution: chance has no say.
+    for low in (0.012, 0.025, 0.038):
+        assert means[int(low * 3125)] == 0.8
+        assert means[int((1 - low) * 3125)] == 4.0
+    estimate = bootstrap(values)
+    assert estimate.low == pytest.approx(0.8) and estimate.high == pytest.approx(4.0)
+    assert estimate.value == pytest.approx(2.4)
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=30), st.integers(0, 99))
+def test_the_interval_holds_the_estimate(values, seed):
+    estimate = bootstrap(values, resamples=500, seed=seed)
+    assert estimate.value == pytest.approx(mean(values), abs=1e-9)
+    assert min(values) - 1e-9 <= estimate.low <= estimate.value + 1e-9
+    assert estimate.value - 1e-9 <= estimate.high <= max(values) + 1e-9
+    assert (
+        len(set(values)) < 2
+        or max(values) - min(values) < 1e-6
+        or (estimate.low < estimate.high)
+    )
+
+
+@given(st.floats(-1e6, 1e6), st.integers(2, 50))
+@example(0.1, 3)
+def test_constant_data_have_an_interval_of_width_zero(value, N):
+    estimate = bootstrap([value] * N, resamples=50)
+    assert (estimate.low, estimate.value, estimate.high) == (value, value, value)
+
+
+def test_a_seed_fixes_the_interval():
+    values = np.random.default_rng(0).normal(size=50)
+    assert bootstrap(values, seed=3) == bootstrap(values, seed=3)
+    assert bootstrap(values, seed=3) != bootstrap(values, seed=4)
+    state = np.random.get_state()[1].tolist()
+    bootstrap(values)
+    assert np.random.get_state()[1].tolist() == state
+
+
+def test_the_interval_has_the_width_that_theory_gives():
+    values = np.random.default_rng(0).random(1000) < 0.3
+    estimate = bootstrap(values)
+    half = 1.96 * values.std() / 1000**0.5
+    assert estimate.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert estimate.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_95_percent_of_intervals_hold_the_truth_and_resampled_answers_fail():
+    """Problems are the units: K answers to one problem are not K problems."""
+    generator = np.random.default_rng(0)
+    held, held_by_answers = 0, 0
+    for _ in range(400):
+        success = generator.beta(0.5, 0.5, size=100)  # mean 0.5
+        correct = generator.random((100, 8)) < success[:, None]
+        estimate = bootstrap(correct.mean(1), resamples=400)
+        held += estimate.low <= 0.5 <= estimate.high
+        estimate = bootstrap(correct.ravel(), resamples=400)
+        held_by_answers += estimate.low <= 0.5 <= estimate.high
+    assert 0.91 < held / 400 < 0.98
+    assert held_by_answers / 400 < 0.75
+
+
+def test_an_estimate_prints_with_its_interval():
+    assert str(evaluation.Estimate(0.5, 0.25, 0.75)) == "0.500 [0.250, 0.750]"
+
+
+def test_the_difference_is_resampled_in_pairs():
+    generator = np.random.default_rng(0)
+    hard = generator.random(200)
+    a, b = hard + 0.01 * generator.normal(size=200), hard
+    paired = difference(a, b)
+    assert paired.value == pytest.approx((a - b).mean())
+    assert paired.high - paired.low < 0.1 * (bootstrap(a).high - bootstrap(a).low)
+    assert difference(b, a).value == pytest.approx(-paired.value)
+    shifted = difference(np.round(b, 3) + 1, np.round(b, 3))
+    assert shifted.low == pytest.approx(1) and shifted.high == pytest.approx(1)
+
+
+def test_the_table_of_t_holds_95_percent_between_plus_and_minus():
+    for freedom, quantile in enumerate(STUDENT_T, start=1):
+        t = np.linspace(-quantile, quantile, 200_001)
+        scale = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2)
+        scale /= math.sqrt(freedom * math.pi)
+        density = scale * (1 + t**2 / freedom) ** (-(freedom + 1) / 2)
+        area = (density[1:] + density[:-1]).sum() / 2 * (t[1] - t[0])
+        assert area == pytest.approx(0.95, abs=1e-5)
+
+
+def test_over_seeds_by_hand():
+    estimate = over_seeds([1.0, 2.0, 3.0])  # s = 1, n = 3
+    half = 4.3027 / math.sqrt(3)
+    assert (estimate.value, estimate.low) == (2.0, pytest.approx(2 - half))
+    assert estimate.high == pytest.approx(2 + half)
+    assert over_seeds([0.5] * 10) == evaluation.Estimate(0.5, 0.5, 0.5)
+    pair = over_seeds([0.0, 1.0])
+    assert pair.high - 0.5 == pytest.approx(12.7062 * math.sqrt(0.5) / math.sqrt(2))
+
+
+# --- shares
+
+
+@given(
+    st.integers(2, 5).flatmap(
+        lambda K: st.lists(
+            st.lists(
+                st.sampled_from([0.0, 0.1, 0.5, 1.0, -3.0]), min_size=K, max_size=K
+            ),
+            min_size=2,
+            max_size=5,
+        )
+    )
+)
+@example([[1.0, 1.0], [1.0, 1.0]])
+@example([[0.1] * 3, [0.1] * 3])
+def test_reward_variance_share_is_the_analysis_of_variance(table):
+    N, K, grand = len(table), len(table[0]), mean(map(mean, table))
+    among = K * sum((mean(row) - grand) ** 2 for row in table) / (N - 1)
+    inside = sum((x - mean(row)) ** 2 for row in table for x in row) / (N * (K - 1))
+    between = (among - inside) / K
+    total = between + inside
+    assume(abs(total) > 1e-6 or len({x for row in table for x in row}) == 1)
+    expected = between / total if total > 1e-6 else 0.0
+    share = reward_variance_share(np.array(table))
+    assert share.value == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("K", [2, 8])
+def test_reward_variance_share_of_a_known_population(K):
+    generator = np.random.default_rng(0)
+    success = generator.beta(1.0, 2.0, size=4_000)  # share 1 / (1 + 1 + 2)
+    correct = generator.random((4_000, K)) < success[:, None]
+    share = reward_variance_share(correct, seed=1)
+    assert share.value == pytest.approx(0.25, abs=0.03)
+    assert share.low < 0.25 < share.high and share.high - share.low < 0.12
+    naive = correct.mean(1).var() / correct.var()
+    assert naive > 0.3
+    assert reward_variance_share(3.0 + 10.0 * correct, seed=1).value == pytest.approx(
+        share.value
+    )
+
+
+@given(TABLES, st.data())
+def test_dead_share_is_the_average_over_all_subsets(table, data):
+    n = len(table[0])
+    k = data.draw(st.none() | st.integers(1, n))
+    groups = [itertools.combinations(row, k or n) for row in table]
+    expected = mean(mean(map(all_or_none, group)) for group in groups)
+    assert dead_share(np.array(table), k).value == pytest.approx(expected, abs=1e-12)
+
+
+# --- accuracy against KL
+
+
+def kl_of(a, p):
+    """Σ a log(a / p) over right and wrong, with what cannot happen left out."""
+    parts = [(a, p), (1 - a, 1 - p)]
+    if any(x > 0 and y == 0 for x, y in parts):
+        return math.inf
+    return sum(x * math.log(x / y) for x, y in parts if x > 0)
+
+
+@given(CHANCES, CHANCES)
+def test_binary_kl_is_the_sum_over_right_and_wrong(a, p):
+    assume(p == 0 or p > 1e-300)
+    expected = kl_of(a, p)
+    value = float(binary_kl(a, p))
+    assert value >= 0
+    assert value == pytest.approx(expected, abs=1e-10, rel=1e-10)
+
+
+def test_binary_kl_has_exact_limits():
+    p = np.array([0.25, 0.25, 0.0, 0.0, 1.0, 1.0, 0.25])
+    a = np.array([0.0, 1.0, 0.0, 0.5, 1.0, 0.5, 0.25])
+    limits = [-math.log(0.75), math.log(4), 0, math.inf, 0, math.inf, 0]
+    np.testing.assert_allclose(binary_kl(a, p), limits, rtol=1e-15)
+    # Near 0, where 1 - p is 1 in floating point: 2e-20 log 2 - 1e-20.
+    expected = 1e-20 * (2 * math.log(2) - 1)
+    assert binary_kl(2e-20, 1e-20) == pytest.approx(expected, rel=1e-9, abs=0)
+    # And near a = p, where the two parts cancel, rounding never leaves it below 0.
+    p = np.linspace(0.001, 0.999, 999)
+    assert (binary_kl(p * (1 - 1e-9), p) >= 0).all()
+
+
+RATES = st.lists(st.floats(0.01, 0.99) | st.sampled_from([0.0, 1.0]), min_size=1)
+
+
+def allocate(success, direction, budget):
+    """Walk from the base along a line until the mean KL is used up or the box ends."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        a = success + middle * (direction - success)
+        if binary_kl(a, success).mean() <= budget:
+            low = middle
+        else:
+            high = middle
+    return success + low * (direction - success)
+
+
+@settings(max_examples=40)
+@given(RATES, st.floats(1e-4, 3), st.integers(0, 99))
+def test_no_other_allocation_of_the_same_kl_does_better(success, kl, seed):
+    success = np.array(success)
+    best = frontier_at(success, kl)
+    live = (success > 0) & (success < 1)
+    generator = np.random.default_rng(seed)
+    for _ in range(5):
+        anywhere = np.where(live, generator.random(len(success)), success)
+        assert allocate(success, anywhere, kl).mean() <= best + 1e-9
+        # Close to the optimum the search is sharpest: one multiplier per problem.
+        odds = success / (1 - success + (success == 1))
+        odds = odds * np.exp(generator.normal(1.0, 0.3, len(success)))
+        nearby = np.where(live, odds / (1 + odds), success)
+        assert allocate(success, nearby, kl).mean() <= best + 1e-9
+
+
+def test_two_problems_by_grid():
+    """The frontier is reached, not only respected: a grid finds the same accuracy."""
+    success, budget = np.array([0.1, 0.7]), 0.2
+    first = np.linspace(0.1, 1, 2001)[:, None]
+    second = np.linspace(0.7, 1, 2001)[None]
+    cost = np.vectorize(kl_of)(first, 0.1) + np.vectorize(kl_of)(second, 0.7)
+    accuracy = np.where(cost / 2 <= budget, (first + second) / 2, 0)
+    best = frontier_at(success, budget)
+    assert best - 1e-3 < accuracy.max() <= best
+
+
+def test_the_frontier_is_the_optimum_of_reward_minus_kl():
+    """Tilting whole answers, pi = base e^(l reward) / Z, lands on the curve."""
+    generator = np.random.default_rng(0)
+    base = generator.dirichlet(np.ones(6), size=4)  # 4 problems with 6 answers each
+    right = np.array([[1, 0, 0, 1, 0, 0], [0, 1] + [0] * 4, [1] * 5 + [0], [0] * 6])
+    success = (base * right).sum(1)
+    for multiplier in (0.0, 0.5, 2.0, 6.0):
+        policy = base * np.exp(multiplier * right)
+        policy /= policy.sum(1, keepdims=True)
+        kl = (policy * np.log(policy / base)).sum(1).mean()
+        accuracy = (policy * right).sum(1).mean()
+        assert frontier_at(success, max(kl, 0)) == pytest.approx(accuracy)
+    for _ in range(200):  # and no policy over answers gets above it
+        policy = generator.dirichlet(generator.uniform(0.2, 3, 6), size=4)
+        kl = (policy * np.log(policy / base)).sum(1).mean()
+        assert (policy * right).sum(1).mean() <= frontier_at(success, kl) + 1e-9
+
+
+def test_the_curve_starts_at_the_base_and_ends_at_its_limit():
+    success = np.array([0.0, 0.02, 0.3, 0.9, 1.0])
+    kl, accuracy = frontier(success)
+    assert kl.shape == accuracy.shape == (200,)
+    assert (kl[0], accuracy[0]) == (0.0, pytest.approx(success.mean()))
+    assert accuracy[-1] == 0.8  # the problem never solved stays unsolved
+    limit = -(math.log(0.02) + math.log(0.3) + math.log(0.9)) / 5
+    assert kl[-1] == pytest.approx(limit)
+    assert (np.diff(kl) > 0).all() and (np.diff(accuracy) > 0).all()
+    slope = np.diff(accuracy) / np.diff(kl)
+    assert (np.diff(slope) < 1e-9).all()  # concave: the first nats buy most
+    assert np.diff(kl).max() < 0.05 * limit  # and smooth enough to draw
+    for i in (7, 100, 199):
+        assert frontier_at(success, kl[i]) == pytest.approx(accuracy[i], abs=1e-9)
+    assert frontier_at(success, 0.0) == pytest.approx(success.mean(), abs=1e-7)
+    assert frontier_at(success, math.inf) == pytest.approx(0.8)
+
+
+def test_rates_of_zero_and_one_are_locked_until_smoothed():
+    kl, accuracy = frontier([0.0, 1.0])
+    assert not kl.any() and (accuracy == 0.5).all()
+    assert frontier_at([0.0, 1.0], 5.0) == 0.5
+    correct = np.array([[False] * 4, [True] * 4, [True, False, False, False]])
+    assert smoothed_success(correct).tolist() == [0.1, 0.9, 0.3]
+    assert frontier_at(smoothed_success(correct), 5.0) == pytest.approx(1.0)
+
+
+# --- measured KL, on every answer a small model can give
+
+END, PAD, STEPS = 2, 0, 3
+TINY = {"context": 8, "dim": 8, "layers": 1, "heads": 2, "kv_heads": 2, "hidden": 16}
+
+
+def tiny(seed, vocab_size=4):
+    config = GPTConfig(vocab_size=vocab_size, **TINY)
+    return GPT(config, torch.Generator().manual_seed(seed)).double()
+
+
+def rollout_of(rows, truncated, samples, temperature=1.0):
+    """A rollout with these (prompt, response) ids in its rows."""
+    T = max(len(prompt) + len(ids) for prompt, ids in rows)
+    tokens = torch.full((len(rows), T), PAD)
+    mask = torch.zeros(len(rows), T - 1, dtype=torch.bool)
+    for b, (prompt, ids) in enumerate(rows):
+        end = len(prompt) + len(ids)
+        tokens[b, :end] = torch.tensor([*prompt, *ids])
+        mask[b, len(prompt) - 1 : end - 1] = True
+    return Rollout(
+        tokens=tokens,
+        mask=mask,
+        logprobs=torch.zeros(mask.shape),
+        prompt_lengths=torch.tensor([len(prompt) for prompt, _ in rows]),
+        truncated=torch.tensor(truncated),
+        temperature=temperature,
+        samples=samples,
+    )
+
+
+def every_answer(prompts, temperature):
+    """A rollout of all answers to each prompt, and the ids of its rows."""
+    answers = [
+        (*body, last)
+        for length in range(STEPS)
+        for body in itertools.product((0, 1, 3), repeat=length)
+        for last in (range(4) if length == STEPS - 1 else (END,))
+    ]
+    rows = [(prompt, answer) for prompt in prompts for answer in answers]
+    truncated = [answer[-1] != END for _, answer in rows]
+    return rollout_of(rows, truncated, len(answers), temperature), rows
+
+
+def answer_logprob(model, prompt, answer, temperature):
+    with torch.no_grad():
+        hidden = model(torch.tensor([[*prompt, *answer]]))
+        logprobs = torch.log_softmax(model.logits(hidden)[0] / temperature, dim=-1)
+    return sum(
+        logprobs[len(prompt) + t - 1, token].item() for t, token in enumerate(answer)
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_measured_kl_has_the_kl_of_whole_answers_as_its_expectation(temperature):
+    policy, reference, prompts = tiny(0), tiny(1), [[1, 3], [3, 1, 1, 0]]
+    rollout, rows = every_answer(prompts, temperature)
+    log_policy, log_reference = (
+        np.array([answer_logprob(each, *row, temperature) for row in rows])
+        for each in (policy, reference)
+    )
+    chance = np.exp(log_policy)
+    assert chance.sum() == pytest.approx(len(prompts))  # every answer is there
+    truth = (chance * (log_policy - log_reference)).reshape(2, -1).sum(1)
+    measured = measured_kl(policy, reference, rollout).numpy()
+    assert measured.shape == (len(rows),) and (measured > 0).all()
+    expected = (chance * measured).reshape(2, -1).sum(1)
+    np.testing.assert_allclose(expected, truth, atol=1e-10)
+    # It is a lower-variance estimate than the log-ratio, and it is not the reverse KL.
+    assert (chance * measured**2).sum() < (
+        chance * (log_policy - log_reference) ** 2
+    ).sum()
+    reverse = measured_kl(reference, policy, rollout).numpy()
+    assert abs((chance * reverse).sum() - truth.sum()) > 1e-3
+
+
+def test_measured_kl_does_not_depend_on_chunks_or_padding():
+    policy, reference = tiny(0), tiny(1)
+    rollout, _ = every_answer([[1, 3], [3, 1, 1, 0]], 1.0)
+    whole = measured_kl(policy, reference, rollout)
+    for rows in (1, 7, 1000):
+        parts = measured_kl(policy, reference, rollout, rows=rows)
+        torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
+    assert not whole.requires_grad
+    assert torch.equal(measured_kl(policy, policy, rollout), torch.zeros_like(whole))
+    lengths = (rollout.prompt_lengths + rollout.lengths())[:, None]
+    padding = torch.arange(rollout.tokens.shape[1]) >= lengths
+    rollout.tokens[padding] = 3
+    assert torch.equal(measured_kl(policy, reference, rollout), whole)
+
+
+def test_measured_kl_takes_sampled_answers_only():
+    model = tiny(0)
+    fields = {"eos_id": END, "pad_id": PAD, "max_new_tokens": 2}
+    greedy = generate(model, [[1, 3]], greedy=True, **fields)
+    with pytest.raises(ValueError, match="sampled answers.*greedy = True"):
+        measured_kl(model, model, greedy)
+    sampled = generate(model, [[1, 3]], generator=torch.Generator(), **fields)
+    with pytest.raises(ValueError, match="rows = 0"):
+        measured_kl(model, model, sampled, rows=0)
+
+
+# --- drawing answers
+
+TOKENIZER = Tokenizer(train_bpe(["<<1+2=3>>\n#### 3"] * 9, 266))
+PROBLEMS = [
+    Problem("1 + 2?", Fraction(3), "sum", 1, "a"),
+    Problem("What is 1 + 2 + 1?", Fraction(4), "sum", 2, "b"),
+    Problem("The larger of 3 and 9?", "9", "larger", 0, "c"),
+]
+BASE = GPT(
+    GPTConfig(**TINY | {"vocab_size": TOKENIZER.n_vocab, "context": 96}),
+    torch.Generator().manual_seed(0),
+)
+SAID = {
+    "a": ["#### 3", "<<1+2=3>>\n#### 3", "#### 4", "three"],
+    "b": ["<<1+2=3>>\n#### 3", "<<1+2=3>>\n<<3+1=4>>\n#### 4", "#### 4", ""],
+    "c": ["9", " 9", "3", "#### 9"],
+}
+
+
+def scripted(monkeypatch, cut=(), forced=""):
+    """Answers from SAID instead of a model's, those in `cut` without EOS.
+
+    What `forced` holds was said already. Returns what `generate` was asked.
+    """
+    calls = []
+    said = {
+        tuple(TOKENIZER.encode_prompt(problem.question)): SAID[problem.id]
+        for problem in PROBLEMS
+    }
+    before = TOKENIZER.encode(forced)
+
+    def say(model, prompts, **options):
+        calls.append((prompts, options))
+        rows, truncated = [], []
+        for prompt in prompts:
+            question = tuple(prompt[: len(prompt) - len(before)])
+            for text in said[question][: options["samples"]]:
+                ids = TOKENIZER.encode_response(text)
+                truncated.append(text in cut)
+                rows.append((prompt, ids[:-1] if text in cut else ids))
+        return rollout_of(rows, truncated, options["samples"])
+
+    monkeypatch.setattr(evaluation, "generate", say)
+    return calls
+
+
+def test_answers_are_judged_one_by_one(monkeypatch):
+    scripted(monkeypatch)
+    answers = sample_answers(None, TOKENIZER, PROBLEMS, 4)
+    assert answers.texts == list(SAID.values())
+    assert answers.correct.tolist() == [
+        [True, True, False, False],
+        [False, True, True, False],
+        [True, True, False, False],
+    ]
+    assert answers.formatted.tolist() == [
+        [True, True, True, False],
+        [True, True, True, False],
+        [True, True, True, True],
+    ]
+    assert not answers.truncated.any()
+    assert answers.lengths.tolist() == [
+        [len(TOKENIZER.encode(text)) + 1 for text in texts] for texts in SAID.values()
+    ]
+    assert answers.styles == [
+        ["terse", "worked", "terse", "other"],
+        ["careless", "worked", "terse", "other"],
+        ["skill"] * 4,
+    ]
+    assert answers.votes == [
+        [3, 3, 4, None],
+        [3, 4, 4, None],
+        ["9", "9", "3", "#### 9"],
+    ]
+    gold = [problem.gold for problem in PROBLEMS]
+    np.testing.assert_allclose(maj_at_k(answers.votes, gold, 3), [0.75, 0.75, 0.75])
+
+
+def test_an_answer_that_did_not_end_is_wrong_whatever_it_says(monkeypatch):
+    scripted(monkeypatch, cut=["#### 3", "9"])
+    answers = sample_answers(None, TOKENIZER, PROBLEMS, 2)
+    assert answers.texts[0][0] == "#### 3" and answers.texts[2][0] == "9"
+    for row in (0, 2):
+        assert answers.truncated[row].tolist() == [True, False]
+        assert answers.correct[row].tolist() == [False, True]
+        assert answers.formatted[row].tolist() == [False, True]
+        assert answers.styles[row][0] == "other" and answers.votes[row][0] is None
+        assert answers.lengths[row, 0] == len(TOKENIZER.encode(answers.texts[row][0]))
+
+
+def test_summary_by_hand(monkeypatch):
+    scripted(monkeypatch, cut=["three"])
+    numbers = summary(sample_answers(None, TOKENIZER, PROBLEMS[:2], 4))
+    values = {name: estimate.value for name, estimate in numbers.items()}
+    lengths = [
+        len(TOKENIZER.encode(text)) + (text != "three")
+        for texts in (SAID["a"], SAID["b"])
+        for text in texts
+    ]
+    assert values == {
+        "accuracy": 0.5,
+        "format": 0.75,
+        "truncated": 0.125,
+        "length": mean(lengths),
+        "worked": 0.25,
+        "terse": 0.375,
+        "careless": 0.125,
+        "showy": 0.0,
+        "skill": 0.0,
+        "other": 0.25,
+    }
+    assert numbers["careless"].low == 0.0 and numbers["careless"].high == 0.25
+
+
+def test_prompts_come_in_batches_and_a_forced_start_counts(monkeypatch):
+    calls = scripted(monkeypatch, forced="<<1+2")
+    answers = sample_answers(
+        None,
+        TOKENIZER,
+        PROBLEMS,
+        2,
+        first_token="<<1+2",
+        max_new_tokens=20,
+        batch_rows=5,
+    )
+    forced = TOKENIZER.encode("<<1+2")
+    assert len(forced) == 4
+    assert [len(prompts) for prompts, _ in calls] == [2, 1]
+    asked = [prompt for prompts, _ in calls for prompt in prompts]
+    assert asked == [
+        TOKENIZER.encode_prompt(problem.question) + forced for problem in PROBLEMS
+    ]
+    assert {options["max_new_tokens"] for _, options in calls} == {16}
+    assert answers.texts == [
+        ["<<1+2" + text for text in SAID[problem.id][:2]] for problem in PROBLEMS
+    ]
+    assert answers.lengths[0, 0] == 4 + len(TOKENIZER.encode("#### 3")) + 1
+
+
+def test_a_real_model_is_sampled():
+    def draw(seed=0, **options):
+        generator = torch.Generator().manual_seed(seed)
+        return sample_answers(
+            BASE,
+            TOKENIZER,
+            PROBLEMS,
+            3,
+            max_new_tokens=8,
+            generator=generator,
+            **options,
+        )
+
+    state = torch.get_rng_state()
+    answers = draw()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.shape(answers.texts) == (3, 3)
+    assert (1 <= answers.lengths).all() and (answers.lengths <= 8).all()
+    assert (answers.lengths[answers.truncated] == 8).all()
+    assert len({text for texts in answers.texts for text in texts}) > 6
+    assert draw().texts == answers.texts
+    assert draw(seed=1).texts != answers.texts
+    assert draw(temperature=0.1).texts != answers.texts
+    forced = draw(first_token="<<")
+    assert all(text.startswith("<<") for texts in forced.texts for text in texts)
+    assert (forced.lengths <= 8).all() and (forced.lengths[forced.truncated] == 8).all()
+
+
+def test_greedy_answers_do_not_depend_on_the_batch(capfd, monkeypatch):
+    at_once = {"delay": 0}
+    bar = evaluation.tqdm
+    monkeypatch.setattr(evaluation, "tqdm", lambda *x, **how: bar(*x, **how | at_once))
+    whole = sample_answers(BASE, TOKENIZER, PROBLEMS, 1, greedy=True, max_new_tokens=8)
+    parts = sample_answers(
+        BASE, TOKENIZER, PROBLEMS, 1, greedy=True, max_new_tokens=8, batch_rows=1
+    )
+    assert parts.texts == whole.texts
+    assert capfd.readouterr() == ("", "")  # no progress bar off a terminal
+
+
+# --- what is refused
+
+NAN = float("nan")
+COIN = np.array([[True, False], [False, False]])
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: pass_at_k(COIN, 0), "1 to the 2"),
+        (lambda: pass_at_k(COIN, 3), "1 to the 2"),
+        (lambda: pass_at_k(COIN[0], 1), "2 filled dimensions"),
+        (lambda: pass_at_k(COIN[:, :0], 1), "2 filled dimensions"),
+        (lambda: dead_share(COIN, 3), "1 to the 2"),
+        (lambda: maj_at_k([[1, 2], [1]], [1, 1], 1), r"lengths \[1, 2\]"),
+        (lambda: maj_at_k([[1, 2]], [1, 1], 1), "1 rows .* 2 gold"),
+        (lambda: maj_at_k([], [], 1), "0 rows"),
+        (lambda: maj_at_k([[1, 2]], [1], 3), "1 to the 2"),
+        (lambda: best_of_n([[1.0, NAN]], [[0, 1]], 1), r"scores .*nan at \[0, 1\]"),
+        (lambda: best_of_n([[1.0, 2.0]], [[0, math.inf]], 1), "values must be finite"),
+        (lambda: best_of_n([[1.0, 2.0]], [[0], [1]], 1), r"\(1, 2\).*\(2, 1\)"),
+        (lambda: best_of_n([[1.0, 2.0]], [[0, 1]], 3), "n must be 1 to the 2"),
+        (lambda: bootstrap([1.0]), "1 problems"),
+        (lambda: bootstrap([]), "1 filled dimensions"),
+        (lambda: bootstrap([0.5, NAN]), "nan"),
+        (lambda: bootstrap(COIN), "1 filled dimensions"),
+        (lambda: bootstrap([0.0, 1.0], resamples=0), "0 resamples"),
+        (lambda: difference([1.0, 2.0], [1.0]), "a has 2 problems, b has 1"),
+        (lambda: difference([[1.0], [2.0]], [1.0, 2.0]), "1 filled dimensions"),
+        (lambda: over_seeds([0.5]), "got 1"),
+        (lambda: over_seeds([0.5] * 11), "got 11"),
+        (lambda: over_seeds([0.5, math.inf]), "inf"),
+        (lambda: reward_variance_share([[1.0], [0.0]]), "2 samples per problem"),
+        (lambda: reward_variance_share([[1.0, 0.0]]), "1 problems"),
+        (lambda: binary_kl(1.5, 0.5), "a must be in .* 1.5"),
+        (lambda: binary_kl(0.5, NAN), "p must be in .* nan"),
+        (lambda: binary_kl(np.ones((2, 1)), np.ones(2)), r"\(2, 1\).*\(2,\)"),
+        (lambda: frontier([0.5, -0.1]), "-0.1"),
+        (lambda: frontier(0.5), "1 filled dimensions"),
+        (lambda: frontier([0.5], points=1), "at least 2, got 1"),
+        (lambda: frontier_at([0.5], -0.1), "at least 0 nats, got -0.1"),
+        (lambda: frontier_at([0.5], NAN), "at least 0 nats, got nan"),
+        (lambda: frontier_at([], 1.0), "1 filled dimensions"),
+    ],
+)
+def test_refused_numbers(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("function", [lambda c: pass_at_k(c, 1), dead_share])
+def test_counts_want_booleans(function):
+    with pytest.raises(TypeError, match="correct must be bool, got float64"):
+        function(COIN.astype(float))
+    with pytest.raises(TypeError, match="correct must be bool, got int64"):
+        smoothed_success(COIN.astype(np.int64))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"problems": []}, "0 problems"),
+        ({"samples": 0}, "samples 0"),
+        ({"batch_rows": 0}, "batch_rows 0"),
+        ({"greedy": True, "samples": 2}, "ask for 1, not 2"),
+        ({"first_token": ""}, "'' is 0 tokens"),
+        ({"first_token": "<<<<<<", "max_new_tokens": 2}, "allows 1 to 1"),
+        ({"max_new_tokens": 90}, "context"),
+    ],
+)
+def test_refused_draws(options, message):
+    options = {"problems": PROBLEMS, "samples": 1, "max_new_tokens": 8} | options
+    with pytest.raises(ValueError, match=message):
+        sample_answers(BASE, TOKENIZER, generator=torch.Generator(), **options)
+
+
+def test_sizes_of_an_evaluation_run_take_moments():
+    """1,000 problems x 64 samples: the sizes of the `full` preset."""
+    rng = random.Random(0)
+    correct = np.array([[rng.random() < 0.4 for _ in range(64)] for _ in range(1000)])
+    estimate = bootstrap(pass_at_k(correct, 64))
+    assert (estimate.low, estimate.value, estimate.high) == (1.0, 1.0, 1.0)
+    assert bootstrap(pass_at_k(correct, 1)).value == pytest.approx(correct.mean())
+
+
+# --- the way to the ceiling, styles, gradients
+
+
+def test_the_gap_closed_is_the_ratio_of_the_means():
+    before, after, ceiling = np.array([[0, 0.5, 0.1], [0.5, 1, 0.3], [1, 1, 0.7]])
+    # means 0.2, 0.6, 0.9
+    assert gap_closed(before, after, ceiling).value == pytest.approx(0.4 / 0.7)
+    assert gap_closed(before, before, ceiling).value == 0
+    assert gap_closed(before, ceiling, ceiling).value == pytest.approx(1)
+    rng = np.random.default_rng(0)
+    noise = rng.random((3, 200)) * 0.2
+    found = gap_closed(noise[0], noise[1] + 0.4, noise[2] + 0.8)
+    assert found.low < found.value < found.high
+    assert found.value == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "after, ceiling, message",
+    [
+        (np.zeros(3), np.ones(2), "sizes differ"),
+        (np.ones(2), np.zeros(2), "ceiling must be above"),
+    ],
+)
+def test_a_gap_that_is_none_is_refused(after, ceiling, message):
+    with pytest.raises(ValueError, match=message):
+        gap_closed(np.zeros(2), after, ceiling)
+
+
+def test_shares_of_styles_count_texts():
+    problem = Problem("?", Fraction(27), "groups", 2, "t")
+    texts = ["#### 27", "#### 1", "<<1+2=3>>\n#### 3", "nothing"]
+    shares = style_shares([problem] * 4, texts)
+    assert shares == {
+        "style_worked": 0,
+        "style_terse": 0.5,
+        "style_careless": 0.25,
+        "style_showy": 0,
+        "style_other": 0.25,
+    }
+    with pytest.raises(ValueError, match="no texts"):
+        style_shares([], [])
+
+
+def test_signal_to_noise_against_known_gaussians():
+    """Answers with mean (3, 0) and unit variance in two directions: 9 / 2."""
+    dice = torch.Generator().manual_seed(0)
+    answers = torch.randn(400, 50, 2, generator=dice, dtype=torch.float64)
+    batches = (answers + torch.tensor([3.0, 0.0])).mean(1)  # (400, 2)
+    assert signal_to_noise(batches, 50) == pytest.approx(4.5, rel=0.15)
+    silent = answers.mean(1)
+    assert abs(signal_to_noise(silent, 50)) < 0.001  # noise is not signal
+    with pytest.raises(ValueError, match="gradients must be"):
+        signal_to_noise(batches[:1], 50)
+
+
+def test_the_policy_gradient_is_the_slope_of_the_weighted_mean():
+    config = GPTConfig(**TINY | {"vocab_size": 9, "context": 16})
+    model = GPT(config, torch.Generator().manual_seed(0)).double()
+    rollout = generate(
+        model, [[1, 2], [3]], eos_id=7, pad_id=8, max_new_tokens=5, samples=2,
+        generator=torch.Generator().manual_seed(1),
+    )  # fmt: skip
+    weights = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
+    gradient = policy_gradient(model, rollout, weights)
+
+    def objective():
+        total = 0.0
+        for row, weight in enumerate(weights.tolist()):
+            scores = model.logits(model(rollout.tokens[row : row + 1, :-1]))[0]
+            for s in rollout.mask[row].nonzero()[:, 0].tolist():
+                target = rollout.tokens[row, s + 1]
+                total += weight * scores[s].log_softmax(-1)[target].item()
+        return total / len(weights)
+
+    weight, step = model.lm_head.weight, 1e-6
+    place = 3 * weight.shape[1] + 2  # row 3, column 2, and lm_head is the last one
+    with torch.no_grad():
+        weight[3, 2] += step
+        up = objective()
+        weight[3, 2] -= 2 * step
+        down = objective()
+    slope = (up - down) / (2 * step)
+    assert slope != 0
+    assert gradient[place - weight.numel()].item() == pytest.approx(slope, rel=1e-5)
