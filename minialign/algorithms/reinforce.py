@@ -1,0 +1,249 @@
+"""REINFORCE: make what was rewarded more likely, by as much as it was rewarded.
+
+Objective: J(π) = E_x E_{y ~ π(·|x)} [ r(x, y) ] − β KL(π ‖ reference).
+Gradient: ∇J = E[ (R − b) ∇ log π(y | x) ], with R = r − β log(π(y|x) / reference(y|x))
+held constant and any baseline b that does not look at y. The whole answer is one
+action, so its log-probability is the *sum* over its tokens.
+
+Source: Williams 1992 (Machine Learning 8, 229-256), section 4, baseline included; for
+language models Ahmadian et al. 2024, arXiv 2402.14740, equations 3, 6 and 7.
+
+What changes from SFT: the answers are the policy's own, and each is weighted by how
+much better than b it did. A weight of 1 on given answers is SFT again.
+
+Details: the batch mean includes the answer it is subtracted from, which shortens the
+gradient by (B - 1)/B and leaves its direction; RLOO repairs that, prompt by prompt.
+We divide by the number of answers, never by their length: the unbiased reduction.
+
+Lesson: lessons/11_reinforce.py
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minialign.evaluation import style_shares
+from minialign.logprobs import (
+    check_logprobs,
+    check_mask,
+    check_rows,
+    kl_k1,
+    masked_sum,
+    sequence_sum,
+    token_logprobs,
+)
+from minialign.model import GPT
+from minialign.problems import Problem
+from minialign.rewards import Reward, score
+from minialign.sampling import generate
+from minialign.tokenizer import Tokenizer
+
+Baseline = Callable[[Tensor, float], Tensor]  # (rewards (B,), memory) -> () or (B,)
+
+
+@dataclass(frozen=True)
+class ReinforceConfig:
+    """Defaults: a headline run of the course, 16,384 answers; lr from lesson 11."""
+
+    updates: int = 64  # batches drawn, one optimiser step each
+    prompts: int = 32  # problems per update
+    samples: int = 8  # answers per problem
+    max_new_tokens: int = 128  # longer answers are cut, earn 0 and are counted
+    temperature: float = 1.0  # of sampling and of scoring: one number
+    beta: float = 0.0  # reward paid per nat of KL; 0: no reference needed
+    lr: float = 1e-4  # AdamW, constant after the warm-up
+    warmup: int = 5  # updates of linear warm-up
+    memory_decay: float = 0.8  # of the moving average of the batches' mean rewards
+    max_grad_norm: float = 1.0  # gradients longer than this are scaled down
+    micro_batch: int = 64  # answers per backward pass: bounds memory, not the result
+
+
+def no_baseline(rewards: Tensor, memory: float) -> Tensor:
+    """b = 0: every rewarded answer is pushed up, none down. Shapes: (B,) -> ()."""
+    return torch.zeros_like(rewards[0])
+
+
+def moving_average(rewards: Tensor, memory: float) -> Tensor:
+    """b = the moving average over *earlier* batches. Shapes: (B,) -> ().
+
+    It has not seen this batch, so the gradient stays exactly unbiased. 0 at first.
+    """
+    return torch.full_like(rewards[0], memory)
+
+
+def batch_mean(rewards: Tensor, memory: float) -> Tensor:
+    """b = the mean over this batch. Shapes: (B,) -> ().
+
+    Each answer is part of its own baseline: in expectation the gradient is (B - 1)/B
+    of the true one, where answers are independent of each other given their prompts.
+    """
+    return rewards.mean()
+
+
+def shape_rewards(
+    rewards: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, beta: float
+) -> Tensor:
+    """R = r − β Σ_s k1[s]: the KL to the reference, paid out of the reward.
+
+    Shapes: rewards (B,); logprobs, ref_logprobs, mask (B, S) -> (B,).
+    Units: of the reward; beta in reward per nat. Gradient: none, R is a constant.
+    Raises: ValueError, TypeError for a negative or non-finite beta, shapes that
+    disagree, values that are not finite.
+    Source: InstructGPT, arXiv 2203.02155, equation 2; properties PG-7.
+    """
+    _check_beta(beta)
+    k1 = kl_k1(logprobs.detach(), ref_logprobs.detach(), mask)  # (B, S)
+    check_rows("rewards", rewards, mask)
+    return rewards.detach() - beta * masked_sum(k1, mask)
+
+
+def reinforce_loss(
+    logprobs: Tensor, advantages: Tensor, mask: Tensor, count: int | None = None
+) -> Tensor:
+    """The loss whose negative gradient is the policy gradient.
+
+    L = −(1/B) Σ_b A_b Σ_s mask[b, s] logprobs[b, s], A_b = R_b − b.
+
+    Its value means nothing, only its gradient does: near 0 when A averages to 0.
+
+    Shapes: logprobs, mask (B, S); advantages (B,) -> ().
+    Units: reward x nats. Reduction: sequence sum / B; `count` replaces B, so that
+    micro-batches add up to the batch.
+    Gradient: through logprobs only.
+    Raises: ValueError for shapes that disagree, (B, 1) for (B,), no live token, values
+    that are not finite, log-probabilities above 0; TypeError for a mask not bool.
+    Source: Williams 1992; Ahmadian et al. 2024, arXiv 2402.14740, equation 6.
+    """
+    check_mask(mask)
+    check_logprobs("logprobs", logprobs, mask)
+    check_rows("advantages", advantages, mask)
+    weighted = logprobs * advantages.detach()[:, None]  # (B, S)
+    return -sequence_sum(weighted, mask, count)
+
+
+def _check_beta(beta: float) -> None:
+    if not 0 <= beta < float("inf"):
+        raise ValueError(f"beta: got {beta}, must be finite and 0 or more")
+
+
+def train(
+    policy: GPT,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    reward: Reward,
+    config: ReinforceConfig,
+    *,
+    generator: torch.Generator,
+    baseline: Baseline = batch_mean,
+    reference: GPT | None = None,
+    state: dict | None = None,
+) -> Iterator[dict[str, float]]:
+    """Train the policy in place; one dict of metrics per update.
+
+    Update u asks problems[u * prompts : (u + 1) * prompts], from the start again when
+    they run out. `generator` samples the answers. A `state` dict is complete at every
+    yield and continues a run when handed in again.
+
+    Metrics: update, completions (answers drawn so far), reward (mean raw reward of
+    this batch: sampled accuracy on fresh problems, before the step), truncated (share),
+    length (tokens per answer), baseline, loss, grad_norm (before clipping), kl (nats
+    per answer, mean k1 to the reference; only with one), style_<name> (shares).
+
+    Raises: ValueError for beta > 0 without a reference, a reference that shares the
+    policy's weights, no problems, a baseline that is not () or (B,), or a gradient
+    that is not finite.
+    """
+    _check_beta(config.beta)
+    if config.beta > 0 and reference is None:
+        raise ValueError(f"reference: beta is {config.beta}, so a reference is needed")
+    if reference is not None:
+        ours = {p.data_ptr() for p in policy.parameters()}
+        if any(p.data_ptr() in ours for p in reference.parameters()):
+            raise ValueError("reference: shares weights with the policy; pass a copy")
+    if not problems:
+        raise ValueError("problems: got none, need at least one")
+    state = {} if state is None else state
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=0.0)
+    if state:
+        policy.load_state_dict(state["policy"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+    memory = state.get("memory", 0.0)
+    device = next(policy.parameters()).device
+
+    for update in range(state.get("update", 0), config.updates):
+        # 1. draw
+        first = update * config.prompts
+        asked = [problems[(first + i) % len(problems)] for i in range(config.prompts)]
+        rollout = generate(
+            policy,
+            [tokenizer.encode_prompt(problem.question) for problem in asked],
+            eos_id=tokenizer.eos_id,
+            pad_id=tokenizer.pad_id,
+            max_new_tokens=config.max_new_tokens,
+            samples=config.samples,
+            temperature=config.temperature,
+            generator=generator,
+        )
+
+        # 2. score
+        rewards = score(reward, asked, rollout, tokenizer).to(device)  # (B,)
+        shaped, kl = rewards, {}
+        if reference is not None:
+            with torch.no_grad():
+                scored = reference, rollout.tokens, rollout.mask, config.temperature
+                ref_logprobs = token_logprobs(*scored)  # (B, S)
+            arguments = rollout.logprobs, ref_logprobs, rollout.mask
+            shaped = shape_rewards(rewards, *arguments, config.beta)  # (B,)
+            kl = {"kl": kl_k1(*arguments).sum(1).mean().item()}
+
+        # 3. compare
+        b = baseline(shaped, memory)  # () or (B,)
+        if b.dim() and b.shape != shaped.shape:
+            allowed = f"must be () or {tuple(shaped.shape)}"
+            raise ValueError(f"baseline: gave shape {tuple(b.shape)}, {allowed}")
+        advantages = shaped - b  # (B,)
+        if update == 0:
+            memory = shaped.mean().item()
+        memory += (1 - config.memory_decay) * (shaped.mean().item() - memory)
+
+        # 4. update
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * min(1.0, (update + 1) / max(config.warmup, 1))
+        policy.train()
+        loss = 0.0
+        for rows in rollout.micro_batches(config.micro_batch):
+            part = rollout.select(rows)
+            scored = policy, part.tokens, part.mask, config.temperature
+            logprobs = token_logprobs(*scored)  # (b, s)
+            piece = reinforce_loss(logprobs, advantages[rows], part.mask, len(rewards))
+            piece.backward()
+            loss += piece.item()
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise ValueError(f"update {update}: gradient norm {norm}, loss {loss}")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        # 5. report
+        texts = [tokenizer.decode_response(ids) for ids in rollout.responses()]
+        repeated = [problem for problem in asked for _ in range(config.samples)]
+        state["policy"] = policy.state_dict()
+        state["optimizer"] = optimizer.state_dict()
+        state["generator"] = generator.get_state()
+        state["memory"] = memory
+        state["update"] = update + 1
+        yield {
+            "update": update + 1,
+            "completions": (update + 1) * len(rewards),
+            "reward": rewards.mean().item(),
+            "truncated": rollout.truncated.float().mean().item(),
+            "length": rollout.lengths().float().mean().item(),
+            "baseline": b.mean().item(),
+            "loss": loss,
+            "grad_norm": norm.item(),
+            **kl,
+            **style_shares(repeated, texts),
+        }

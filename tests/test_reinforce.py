@@ -1,0 +1,705 @@
+"""REINFORCE: its expected gradient by enumeration, its loss, and training."""
+
+import copy
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from functools import cache, partial
+from itertools import islice
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minialign import checkpoint
+from minialign.algorithms import reinforce
+from minialign.algorithms.reinforce import (
+    batch_mean,
+    moving_average,
+    no_baseline,
+    reinforce_loss,
+    shape_rewards,
+)
+from minialign.model import GPT, GPTConfig
+from minialign.problems import Problem
+from minialign.tokenizer import Tokenizer
+from tests import enumeration as world
+from tests import strategies
+from tests.properties import common, training
+
+# Part 1: the expected gradient, over 15 responses (tests/enumeration.py)
+
+LOGITS, REFERENCE = world.random_logits(0), world.random_logits(1)
+REF_LOGPROBS = world.token_logprobs(REFERENCE)  # (15, 3)
+REWARDS = world.random_logits(2).flatten()[:15]  # any numbers will do
+
+
+def close(actual, expected, atol=1e-10):
+    expected = torch.as_tensor(expected, dtype=actual.dtype).expand_as(actual)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+
+
+def ascent(loss, samples=1):
+    """(7, 3): what the policy moves along, in expectation: -E[∇ loss]."""
+    return -world.expected_gradient(loss, LOGITS, samples)
+
+
+def with_baseline(baseline, memory=0.7):
+    def loss(rows, logprobs, mask):
+        rewards = REWARDS[rows]
+        return reinforce_loss(logprobs, rewards - baseline(rewards, memory), mask)
+
+    return loss
+
+
+def constant(rewards, memory):
+    return torch.full_like(rewards, 5.0)
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("baseline", [no_baseline, moving_average, constant])
+def test_a_baseline_that_has_not_seen_the_answer_costs_nothing(baseline, samples):
+    """PG-1: the expected gradient is the gradient of E[r]."""
+    actual = ascent(with_baseline(baseline), samples)
+    close(actual, world.true_gradient(LOGITS, REWARDS))
+
+
+def test_a_baseline_that_looks_at_the_answer_is_biased():
+    """PG-1, the negative control."""
+    expected = world.true_gradient(LOGITS, REWARDS)
+
+    def loss(rows, logprobs, mask):
+        return reinforce_loss(logprobs, REWARDS[rows] - mask.sum(1).double(), mask)
+
+    actual = ascent(loss)
+    assert (actual - expected).abs().max() > 0.1
+    assert world.cosine(actual, expected) < 0.9
+
+
+@pytest.mark.parametrize("samples", [2, 3])
+def test_the_batch_mean_shortens_the_gradient(samples):
+    """PG-3: by (B - 1)/B exactly, and in no other direction."""
+    expected = (samples - 1) / samples * world.true_gradient(LOGITS, REWARDS)
+    close(ascent(with_baseline(batch_mean), samples), expected)
+
+
+def test_one_answer_is_its_own_mean():
+    close(ascent(with_baseline(batch_mean), 1), 0.0)
+
+
+def test_dividing_by_the_length_turns_the_gradient():
+    """PG-5, a negative control: and makes a constant baseline matter."""
+    expected = world.true_gradient(LOGITS, REWARDS)
+
+    def divided(baseline):
+        def loss(rows, logprobs, mask):
+            advantages = (REWARDS[rows] - baseline) / mask.sum(1)
+            return reinforce_loss(logprobs, advantages, mask)
+
+        return ascent(loss)
+
+    assert world.cosine(divided(0.0), expected) < 0.98
+    assert (divided(0.0) - divided(1.0)).abs().max() > 0.05
+
+    def by_a_constant(rows, logprobs, mask):
+        return reinforce_loss(logprobs, REWARDS[rows], mask, count=4)
+
+    close(ascent(by_a_constant), expected / 4)
+
+
+def penalised(shape):
+    def loss(rows, logprobs, mask):
+        shaped = shape(REWARDS[rows], logprobs, REF_LOGPROBS[rows], mask)
+        return reinforce_loss(logprobs, shaped, mask)
+
+    return loss
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 2.0])
+def test_the_kl_in_the_reward_has_the_gradient_of_the_objective(beta):
+    """PG-7: that of E[r] - beta KL(policy ‖ reference), over whole answers."""
+    expected = world.true_gradient(LOGITS, REWARDS, REFERENCE, beta)
+    close(ascent(penalised(partial(shape_rewards, beta=beta))), expected)
+    assert beta == 0 or (expected - world.true_gradient(LOGITS, REWARDS)).norm() > 0.05
+
+
+def swapped(rewards, logprobs, ref_logprobs, mask):
+    return shape_rewards(rewards, ref_logprobs, logprobs, mask, beta=2.0)
+
+
+def per_token(rewards, logprobs, ref_logprobs, mask):
+    shaped = shape_rewards(rewards, logprobs, ref_logprobs, mask, beta=2.0)
+    return rewards + (shaped - rewards) / mask.sum(1)
+
+
+def ignored(rewards, logprobs, ref_logprobs, mask):
+    return shape_rewards(rewards, logprobs, ref_logprobs, mask, beta=0.0)
+
+
+@pytest.mark.parametrize("wrong", [swapped, per_token, ignored])
+def test_wrong_penalties_are_seen(wrong):
+    """PG-7, negative controls."""
+    expected = world.true_gradient(LOGITS, REWARDS, REFERENCE, 2.0)
+    assert (ascent(penalised(wrong)) - expected).abs().max() > 0.05
+
+
+def test_nothing_moves_at_the_optimum():
+    """X-1: at reference exp(r / beta) / Z every answer has the same shaped reward."""
+    best, value = world.optimum(REWARDS, REFERENCE, beta=0.5)
+    logits = world.logits_of(best)
+    logprobs = world.token_logprobs(logits)
+    shaped = shape_rewards(REWARDS, logprobs, REF_LOGPROBS, world.MASK, beta=0.5)
+    close(shaped, value)
+
+
+def test_a_flipped_sign_descends():
+    expected = world.true_gradient(LOGITS, REWARDS)
+    right = with_baseline(no_baseline)
+    assert world.cosine(ascent(lambda *args: -right(*args)), expected) < -0.999
+
+
+# Part 2: the loss
+
+float64 = partial(torch.tensor, dtype=torch.float64)
+CASES = strategies.batches(logprobs=strategies.logprobs, rows=("advantages",))
+CASE = {
+    "logprobs": float64([[-0.5, -1.5, -2.0], [-0.1, -3.0, -9.0]]),
+    "advantages": float64([2.0, -1.0]),
+    "mask": torch.tensor([[True, True, True], [True, True, False]]),
+}
+SHAPED = {
+    "rewards": float64([1.0, 0.0]),
+    "logprobs": CASE["logprobs"],
+    "ref_logprobs": float64([[-1.5, -1.0, -2.0], [-0.2, -1.0, -0.5]]),
+    "mask": CASE["mask"],
+}
+
+
+def test_loss_by_hand():
+    """-(2 (-0.5 - 1.5 - 2) - 1 (-0.1 - 3)) / 2, and -A / B for every live token."""
+    leaf = CASE["logprobs"].clone().requires_grad_()
+    loss = reinforce_loss(leaf, CASE["advantages"], CASE["mask"])
+    close(loss, 2.45)
+    (slope,) = torch.autograd.grad(loss, leaf)
+    assert slope.tolist() == [[-1.0, -1.0, -1.0], [0.5, 0.5, 0.0]]
+
+
+def test_shaped_rewards_by_hand():
+    """1 - 0.5 (1.0 - 0.5 + 0.0) and 0 - 0.5 (0.1 - 2.0)."""
+    shaped = shape_rewards(**SHAPED, beta=0.5)
+    assert shaped.tolist() == pytest.approx([0.75, 0.95])
+
+
+def test_the_loss_owes_what_every_loss_owes():
+    """C-1 to C-12."""
+    common.check_mask_is_inert(reinforce_loss, CASES)
+    common.check_microbatches(reinforce_loss, CASES, common.live_rows)
+    common.check_permutation(reinforce_loss, CASES)
+    common.check_shapes_refused(reinforce_loss, CASE)
+    common.check_no_gradient_to(reinforce_loss, CASES, ["advantages"])
+    common.check_gradient_reaches(reinforce_loss, CASE)
+    common.check_pure(reinforce_loss, CASES)
+    common.check_dtype(reinforce_loss, CASES)
+    common.check_duplication(reinforce_loss, CASES)
+
+
+def test_shaping_owes_it_too():
+    """Row by row; no gradient to anything, for R is a constant of the policy."""
+    shape = partial(shape_rewards, beta=0.3)
+    full_rows = strategies.batches(
+        logprobs=strategies.logprobs,
+        ref_logprobs=strategies.logprobs,
+        rows=("rewards",),
+    ).filter(lambda case: bool(case["mask"].any(1).all()))
+    common.check_mask_is_inert(shape, full_rows)
+    common.check_permutation(shape, full_rows)
+    common.check_shapes_refused(shape, SHAPED)
+    names = ["rewards", "logprobs", "ref_logprobs"]
+    common.check_no_gradient_to(shape, full_rows, names)
+    common.check_pure(shape, full_rows)
+    common.check_dtype(shape, full_rows, names)
+    betas = {str(b): partial(shape_rewards, beta=b) for b in (0, 0.1, 0.3)}
+    common.check_option_matters(
+        {b: lambda s=s, **case: s(**case).sum() for b, s in betas.items()}, SHAPED
+    )
+
+
+def by_multiplication(logprobs, advantages, mask, count=None):
+    """nan * 0 is nan."""
+    rows = mask.any(1).sum() if count is None else count
+    return -(logprobs * advantages.detach()[:, None] * mask).sum() / rows
+
+
+def token_normalised(logprobs, advantages, mask, count=None):
+    """The token mean of other codes: its divisor depends on the policy's lengths."""
+    live = mask.any(1).sum() if count is None else count
+    return reinforce_loss(logprobs, advantages, mask, count) * live / mask.sum()
+
+
+def broadcast(logprobs, advantages, mask, count=None):
+    """(B, 1) advantages, or (1, B), or one for all, are as welcome as (B,)."""
+    rows = advantages.detach().expand(len(mask), -1)[:, 0]
+    return reinforce_loss(logprobs, rows, mask, count)
+
+
+@pytest.mark.parametrize(
+    "check, wrong, cases",
+    [
+        (common.check_mask_is_inert, by_multiplication, CASES),
+        (common.check_shapes_refused, broadcast, CASE),
+        (
+            partial(common.check_microbatches, count=common.live_rows),
+            token_normalised,
+            CASES,
+        ),
+    ],
+)
+def test_the_properties_find_wrong_losses(check, wrong, cases):
+    assert common.refutes(check, wrong, cases)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["logprobs", "advantages"])
+def test_the_loss_refuses_what_is_not_finite(name, bad):
+    case = {**CASE, name: CASE[name].clone()}
+    case[name][1] = bad
+    common.assert_refused(reinforce_loss, case, ValueError, f"{bad}", [name])
+
+
+@pytest.mark.parametrize("name", ["rewards", "logprobs", "ref_logprobs"])
+def test_shaping_refuses_what_is_not_finite(name):
+    case = {**SHAPED, name: SHAPED[name].clone()}
+    case[name][1] = math.nan
+    shape = partial(shape_rewards, beta=0.0)
+    common.assert_refused(shape, case, ValueError, "nan", [name])
+
+
+def test_probabilities_above_1_and_empty_batches_are_refused():
+    case = {**CASE, "logprobs": -CASE["logprobs"]}
+    common.assert_refused(reinforce_loss, case, ValueError, "above 0", ["logprobs"])
+    case = {**CASE, "mask": torch.zeros_like(CASE["mask"])}
+    common.assert_refused(reinforce_loss, case, ValueError, "no live token", ["mask"])
+
+
+@pytest.mark.parametrize("beta", [-0.1, math.nan, math.inf])
+def test_shaping_refuses_the_beta(beta):
+    with pytest.raises(ValueError, match="beta: got"):
+        shape_rewards(**SHAPED, beta=beta)
+
+
+@given(strategies.rewards((5,)), st.sampled_from([0.0, 0.25, -3.0]))
+def test_baselines(rewards, memory):
+    close(no_baseline(rewards, memory), 0.0)
+    close(moving_average(rewards, memory), memory)
+    close(batch_mean(rewards, memory), sum(rewards.tolist()) / 5)
+    for baseline in (no_baseline, moving_average, batch_mean):
+        assert baseline(rewards, memory).shape == ()
+
+
+# Part 3: training, in a world where the answers are "y" and "no"
+
+TOKENIZER = Tokenizer([bytes([value]) for value in range(256)])
+PROBLEMS = [Problem(q, Fraction(1), "toy", 1, q) for q in "abcde"]
+CONFIG = reinforce.ReinforceConfig(
+    updates=5, prompts=2, samples=6, max_new_tokens=3, lr=1e-2, warmup=3, micro_batch=5
+)
+
+
+def yes(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+    return [float(text == "y") for text in texts]
+
+
+def always(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+    return [1.0] * len(texts)
+
+
+def new_gpt(seed):
+    sizes = {"dim": 32, "layers": 2, "heads": 2, "kv_heads": 2, "hidden": 48}
+    config = GPTConfig(vocab_size=TOKENIZER.n_vocab, context=16, **sizes)
+    return GPT(config, torch.Generator().manual_seed(seed))
+
+
+@cache
+def base_weights():
+    """Imitates one teacher who says "y" and two who say "no"."""
+    model = new_gpt(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    asked = [TOKENIZER.encode_prompt(problem.question) for problem in PROBLEMS]
+    answers = [(2, TOKENIZER.encode("no")), (1, TOKENIZER.encode("y"))]
+    for _ in range(25):
+        loss = torch.zeros(())
+        for times, answer in answers:
+            said = [*answer, TOKENIZER.eos_id]
+            ids = torch.tensor([prompt + said for prompt in asked])
+            logits = model.logits(model(ids[:, :-1]))[:, -len(said) :]
+            nats = F.cross_entropy(logits.flatten(0, 1), ids[:, -len(said) :].flatten())
+            loss = loss + times * nats
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.state_dict()
+
+
+def base():
+    model = new_gpt(0)
+    model.load_state_dict(base_weights())
+    return model
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def run(policy, config=CONFIG, reward=yes, *, problems=PROBLEMS, seed=0, **more):
+    more = {"generator": generator(seed), **more}
+    return reinforce.train(policy, TOKENIZER, problems, reward, config, **more)
+
+
+def begin(state, config=CONFIG):
+    """A run that uses all there is: a reference, and a baseline with a memory."""
+    policy, seed = (new_gpt(7), 7) if state else (base(), 0)
+    config = replace(config, beta=config.beta or 0.1)
+    more = {"reference": base(), "baseline": moving_average, "state": state}
+    return run(policy, config, seed=seed, **more)
+
+
+def row_nats(model, rollout, temperature=1.0):
+    """log π(answer | prompt) of each row: alone, without padding, by cross-entropy."""
+    total = []
+    for row, response in enumerate(rollout.responses()):
+        start = rollout.prompt_lengths[row].item()
+        ids = rollout.tokens[row, : start + len(response)]
+        logits = model.logits(model(ids[None, :-1]))[0, start - 1 :] / temperature
+        total.append(-F.cross_entropy(logits, ids[start:], reduction="sum"))
+    return torch.stack(total)
+
+
+@torch.no_grad()
+def chance_of_yes(policy):
+    """Exactly, over the problems: π(y | prompt) π(EOS | prompt, y)."""
+    said = torch.tensor([*TOKENIZER.encode("y"), TOKENIZER.eos_id])
+    chances = []
+    for problem in PROBLEMS:
+        prompt = torch.tensor(TOKENIZER.encode_prompt(problem.question))
+        logits = policy.logits(policy(torch.cat((prompt, said[:1]))[None]))[0, -2:]
+        logprobs = logits.log_softmax(-1)
+        chances.append(logprobs.gather(1, said[:, None]).sum().exp().item())
+    return sum(chances) / len(chances)
+
+
+def spied(monkeypatch, name):
+    """Every result of a function that `train` calls, as the run goes on."""
+    original, results = getattr(reinforce, name), []
+
+    def spy(*args, **kwargs):
+        results.append(original(*args, **kwargs))
+        return results[-1]
+
+    monkeypatch.setattr(reinforce, name, spy)
+    return results
+
+
+def learns(**more):
+    """Does the exact chance of the rewarded answer go from rare to nearly sure?"""
+    policy = base()
+    before = chance_of_yes(policy)
+    config = replace(CONFIG, updates=15, prompts=5)
+    metrics = list(run(policy, config, **more))
+    assert 0.1 < before < 0.6  # of the world, not of the algorithm
+    rise = metrics[-1]["reward"] - metrics[0]["reward"]
+    return chance_of_yes(policy) > 0.95 and rise > 0.2
+
+
+@pytest.mark.parametrize("baseline", [no_baseline, moving_average, batch_mean])
+def test_it_learns_what_is_rewarded(baseline):
+    assert learns(baseline=baseline)
+
+
+def test_with_a_flipped_sign_it_does_not(monkeypatch):
+    """The negative control: the same test fails."""
+
+    def flipped(*args, **kwargs):
+        return -reinforce_loss(*args, **kwargs)
+
+    monkeypatch.setattr(reinforce, "reinforce_loss", flipped)
+    assert not learns()
+
+
+def test_with_another_rows_rewards_it_does_not(monkeypatch):
+    """A shuffled reward has nothing to say about any answer."""
+
+    def shuffled(*args, **kwargs):
+        return right(*args, **kwargs).roll(1)
+
+    right = reinforce.score
+    monkeypatch.setattr(reinforce, "score", shuffled)
+    assert not learns()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_one_update_by_hand(monkeypatch, temperature):
+    """Every metric from the rollout, row by row, against code of its own."""
+    rollouts = spied(monkeypatch, "generate")
+    config = replace(CONFIG, beta=0.5, temperature=temperature)
+    policy, reference = new_gpt(0), base()
+    policy.load_state_dict({k: 1.2 * v for k, v in base_weights().items()})
+    twin = copy.deepcopy(policy)
+    metrics = next(run(policy, config, reference=reference))
+
+    (rollout,) = rollouts
+    texts = [TOKENIZER.decode_response(ids) for ids in rollout.responses()]
+    cut = rollout.truncated.tolist()
+    rewards = torch.tensor(
+        [float(t == "y" and not c) for t, c in zip(texts, cut, strict=True)]
+    )
+    nats = row_nats(twin, rollout, temperature)  # (12,)
+    k1 = (nats - row_nats(reference, rollout, temperature)).detach()
+    shaped = rewards - 0.5 * k1
+    advantages = shaped - shaped.mean()
+    loss = -(advantages * nats).mean()
+    slopes = torch.autograd.grad(loss, list(twin.parameters()))
+    norm = math.sqrt(sum(slope.double().square().sum().item() for slope in slopes))
+    expected = {
+        "update": 1,
+        "completions": 12,
+        "reward": rewards.mean().item(),
+        "truncated": sum(cut) / 12,
+        "length": sum(map(len, rollout.responses())) / 12,
+        "baseline": shaped.mean().item(),
+        "loss": loss.item(),
+        "grad_norm": norm,
+        "kl": k1.mean().item(),
+    }
+    styles = {name: x for name, x in metrics.items() if name.startswith("style_")}
+    assert sum(styles.values()) == pytest.approx(1)
+    measured = {name: x for name, x in metrics.items() if name not in styles}
+    assert measured == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert all(type(value) in (int, float) for value in metrics.values())
+    assert abs(metrics["kl"]) > 1e-3 and 0 < metrics["reward"] < 1
+
+
+def test_scoring_repeats_the_sampler(monkeypatch):
+    """One temperature for both, else the policy scored is not the one that answered."""
+    rollouts = spied(monkeypatch, "generate")
+    scored = spied(monkeypatch, "token_logprobs")
+    config = replace(CONFIG, temperature=0.6, micro_batch=99, updates=2)
+    list(run(base(), config))
+    for rollout, logprobs in zip(rollouts, scored, strict=True):
+        (rows,) = rollout.micro_batches(99)
+        close(logprobs.detach(), rollout.select(rows).logprobs, atol=1e-5)
+        assert (logprobs < -0.01).any()
+
+
+def test_micro_batches_bound_memory_and_change_nothing():
+    """C-4, in float64, for sizes that do and do not divide the 12 answers."""
+    ends = []
+    for size in (100, 12, 5, 1):
+        policy = base().double()
+        reference = base().double()
+        config = replace(CONFIG, updates=2, micro_batch=size, beta=0.2)
+        metrics = list(run(policy, config, reference=reference))
+        weights = torch.cat([p.detach().flatten() for p in policy.parameters()])
+        ends.append((weights, metrics))
+    for weights, metrics in ends[1:]:
+        torch.testing.assert_close(weights, ends[0][0], rtol=0, atol=1e-7)
+        for row, expected in zip(metrics, ends[0][1], strict=True):
+            assert row == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_moving_average_remembers_earlier_batches():
+    """First nothing, then the first mean, then decay x memory + (1 - decay) x mean."""
+    config = replace(CONFIG, memory_decay=0.75)
+    state = {}
+    metrics = list(run(base(), config, baseline=moving_average, state=state))
+    rewards = [row["reward"] for row in metrics]
+    memory, expected = rewards[0], [0.0]
+    for reward in rewards[1:]:
+        expected.append(memory)
+        memory = 0.75 * memory + 0.25 * reward
+    assert [row["baseline"] for row in metrics] == pytest.approx(expected, abs=1e-6)
+    assert state["memory"] == pytest.approx(memory, abs=1e-6)
+    assert len(set(rewards)) > 2
+
+
+def test_an_answer_that_does_not_end_earns_nothing_and_is_counted():
+    """Two tokens are enough for "y" and its end, not for "no" and its end."""
+    config = replace(CONFIG, max_new_tokens=2, updates=1, prompts=5)
+    (metrics,) = run(base(), config, always)
+    assert 0.2 < metrics["truncated"] < 0.9
+    assert metrics["reward"] == pytest.approx(1 - metrics["truncated"])
+
+
+def test_problems_are_asked_in_order_and_again_when_they_run_out():
+    asked = []
+
+    def spy(problems, texts):
+        asked.append("".join(problem.question for problem in problems))
+        return always(problems, texts)
+
+    metrics = list(run(base(), replace(CONFIG, samples=2), spy))
+    assert asked == ["aabb", "ccdd", "eeaa", "bbcc", "ddee"]
+    assert [row["completions"] for row in metrics] == [4, 8, 12, 16, 20]
+    assert [row["update"] for row in metrics] == [1, 2, 3, 4, 5]
+
+
+def test_train_is_a_generator():
+    """Lazy; the caller's code runs with gradients on, and may stop at any yield."""
+    calls, state = [], {}
+
+    def spy(problems, texts):
+        calls.append(len(texts))
+        return yes(problems, texts)
+
+    policy = base()
+    steps = run(policy, CONFIG, spy, state=state)
+    assert inspect.isgenerator(steps) and not calls
+    for update in (1, 2):
+        assert next(steps)["update"] == update and calls == [12] * update
+        assert torch.is_grad_enabled()
+        training.assert_same_bits(dict(state["policy"]), dict(policy.state_dict()))
+        assert state["update"] == update
+    steps.close()
+    assert len(calls) == 2 and len(list(run(policy))) == CONFIG.updates
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompts": 3},
+        {"samples": 5},
+        {"max_new_tokens": 2},
+        {"temperature": 0.8},
+        {"beta": 0.5},
+        {"lr": 2e-2},
+        {"warmup": 1},
+        {"memory_decay": 0.5},
+        {"max_grad_norm": 0.1},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_option_does_something(change):
+    """C-10: other weights after four updates."""
+    assert change.keys() <= vars(CONFIG).keys()
+    ends = []
+    for config in (CONFIG, replace(CONFIG, **change)):
+        state = {}
+        list(islice(begin(state, config), 4))
+        ends.append(torch.cat([w.flatten() for w in state["policy"].values()]))
+    assert not torch.equal(*ends)
+
+
+def test_beta_holds_the_policy_back_and_the_reference_stays_as_it_is():
+    ends = {}
+    for beta in (0.0, 1.0):
+        policy, reference = base(), base()
+        config = replace(CONFIG, updates=8, beta=beta)
+        metrics = list(run(policy, config, reference=reference))
+        assert abs(metrics[0]["kl"]) < 1e-5  # a copy of the policy, still
+        training.assert_same_bits(dict(reference.state_dict()), dict(base_weights()))
+        assert all(p.grad is None for p in reference.parameters())
+        ends[beta] = chance_of_yes(policy)
+    # The optimum of E[r] - KL has odds of yes e times those of the reference.
+    start = chance_of_yes(base())
+    odds = math.e * start / (1 - start)
+    assert ends[0.0] > 0.9 > ends[1.0]
+    assert ends[1.0] < odds / (1 + odds) + 0.2
+
+
+def test_without_a_reference_there_is_no_kl():
+    assert "kl" not in next(run(base()))
+    assert "kl" in next(run(base(), reference=base()))
+
+
+def test_resuming_gives_the_same_bits(tmp_path):
+    """IO-3: weights, optimiser, sampler, moving average and position are all there."""
+    training.check_resume(begin, (1, 3), tmp_path / "reinforce.pt")
+
+
+@pytest.mark.slow
+def test_resuming_in_a_new_process_gives_the_same_bits(tmp_path):
+    training.check_resume_in_new_process(begin, 2, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "entry, forgotten",
+    [
+        ("generator", torch.Generator().manual_seed(9).get_state()),
+        ("memory", 0.0),
+        ("update", 0),
+        ("policy", new_gpt(9).state_dict()),
+        ("optimizer", None),
+    ],
+)
+def test_a_state_with_a_gap_would_be_found(entry, forgotten, tmp_path):
+    """The negative control: each entry is needed."""
+
+    def load(path):
+        state = checkpoint.load(path)
+        if entry == "optimizer":
+            state[entry]["state"] = {}
+        else:
+            state[entry] = forgotten
+        return state
+
+    path = tmp_path / "reinforce.pt"
+    assert common.refutes(training.check_resume, begin, (2,), path, load)
+
+
+def test_training_draws_from_its_own_generator():
+    training.check_global_randomness_untouched(begin)
+    torch.manual_seed(0)
+    assert next(run(base(), seed=1)) != next(run(base(), seed=2))
+
+
+def refused(match, policy, config=CONFIG, reward=yes, **more):
+    """The call is refused before it changes a weight."""
+    before = copy.deepcopy(dict(policy.state_dict()))
+    with pytest.raises(ValueError, match=match):
+        list(run(policy, config, reward, **more))
+    training.assert_same_bits(dict(policy.state_dict()), before)
+
+
+@pytest.mark.parametrize("beta", [-1.0, math.nan, math.inf])
+def test_a_beta_that_is_no_strength_is_refused(beta):
+    refused("beta: got", base(), replace(CONFIG, beta=beta))
+    refused("beta: got", base(), replace(CONFIG, beta=beta), reference=base())
+
+
+def test_beta_needs_a_reference_of_its_own():
+    config = replace(CONFIG, beta=0.1)
+    refused("reference: beta is 0.1", base(), config)
+    policy = base()
+    refused("reference: shares weights", policy, config, reference=policy)
+    other = base()
+    other.embed_tokens.weight = policy.embed_tokens.weight
+    refused("reference: shares weights", policy, reference=other)
+
+
+def test_no_problems_are_refused():
+    refused("problems: got none", base(), problems=[])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_stops_training(bad):
+    policy = base()
+    policy.norm.weight.register_hook(lambda slope: slope * bad)
+    refused("update 0: gradient norm", policy)
+
+
+def test_a_reward_that_is_not_finite_stops_training():
+    refused("not finite", base(), reward=lambda problems, texts: [math.nan] * 12)
+
+
+@pytest.mark.parametrize("shape", [(12, 1), (1, 12), (2, 6)])
+def test_a_baseline_of_another_shape_does_not_broadcast(shape):
+    """(12,) - (12, 1) would be (12, 12): every answer judged by every other."""
+
+    def baseline(rewards, memory):
+        return rewards.mean().expand(shape)
+
+    message = r"baseline: gave shape .* must be \(\) or \(12,\)"
+    refused(message, base(), baseline=baseline)
