@@ -360,9 +360,9 @@ def run(policy, config=CONFIG, reward=yes, *, problems=PROBLEMS, seed=0, **more)
 
 
 def begin(state, config=CONFIG):
-    """A run that uses all there is: a reference, and a baseline with a memory."""
+    """A run with all there is, slow enough that its last draws are still draws."""
     policy, seed = (new_gpt(7), 7) if state else (base(), 0)
-    config = replace(config, beta=config.beta or 0.1)
+    config = replace(config, beta=config.beta or 0.1, lr=config.lr / 5)
     more = {"reference": base(), "baseline": moving_average, "state": state}
     return run(policy, config, seed=seed, **more)
 
@@ -437,19 +437,22 @@ def test_with_another_rows_rewards_it_does_not(monkeypatch):
 
     right = reinforce.score
     monkeypatch.setattr(reinforce, "score", shuffled)
-    assert not learns()
+    # With a baseline: without one, whatever is likely by chance would be pulled up.
+    assert not learns(baseline=batch_mean)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_one_update_by_hand(monkeypatch, temperature):
     """Every metric from the rollout, row by row, against code of its own."""
     rollouts = spied(monkeypatch, "generate")
+    scored = spied(monkeypatch, "token_logprobs")
     config = replace(CONFIG, beta=0.5, temperature=temperature)
     policy, reference = new_gpt(0), base()
     policy.load_state_dict({k: 1.2 * v for k, v in base_weights().items()})
     twin = copy.deepcopy(policy)
-    metrics = next(run(policy, config, reference=reference))
+    metrics = next(run(policy, config, reference=reference, baseline=batch_mean))
 
+    assert [x.requires_grad for x in scored] == [False, True, True, True]
     (rollout,) = rollouts
     texts = [TOKENIZER.decode_response(ids) for ids in rollout.responses()]
     cut = rollout.truncated.tolist()
@@ -533,13 +536,18 @@ def test_an_answer_that_does_not_end_earns_nothing_and_is_counted():
     assert metrics["reward"] == pytest.approx(1 - metrics["truncated"])
 
 
-def test_problems_are_asked_in_order_and_again_when_they_run_out():
+def test_problems_are_asked_in_order_and_again_when_they_run_out(monkeypatch):
     asked = []
 
     def spy(problems, texts):
         asked.append("".join(problem.question for problem in problems))
         return always(problems, texts)
 
+    def styled(problems, texts):
+        assert "".join(problem.question for problem in problems) == asked[-1]
+        return {}
+
+    monkeypatch.setattr(reinforce, "style_shares", styled)
     metrics = list(run(base(), replace(CONFIG, samples=2), spy))
     assert asked == ["aabb", "ccdd", "eeaa", "bbcc", "ddee"]
     assert [row["completions"] for row in metrics] == [4, 8, 12, 16, 20]
@@ -703,3 +711,17 @@ def test_a_baseline_of_another_shape_does_not_broadcast(shape):
 
     message = r"baseline: gave shape .* must be \(\) or \(12,\)"
     refused(message, base(), baseline=baseline)
+
+
+def test_the_learning_rate_rises_and_falls_to_zero(monkeypatch):
+    """Of 6 updates with 2 of warm-up: 1/2, 1, then a line that would meet 0 at 6."""
+    rates = []
+    right = torch.optim.AdamW.step
+
+    def watched(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return right(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    list(run(base(), replace(CONFIG, updates=6, warmup=2, lr=1.0)))
+    assert rates == pytest.approx([1 / 2, 1, 1, 3 / 4, 1 / 2, 1 / 4])

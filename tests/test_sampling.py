@@ -234,6 +234,12 @@ def test_inversion_at_the_ends_takes_no_impossible_id(dtype):
     assert invert(probabilities, ends).tolist() == [2, 4]
 
 
+def test_inversion_sums_more_finely_than_the_probabilities_are_given():
+    probabilities = torch.tensor([[1.0, 1e-9, 1e-9]])  # in float32 their sum is 1.0
+    between = torch.tensor([1 - 1.5e-9], dtype=torch.float64)
+    assert invert(probabilities, between).tolist() == [1]
+
+
 def test_the_same_seed_gives_the_same_bits_and_torch_s_own_is_left_alone():
     model, state = Policy(OFTEN), torch.get_rng_state()
     a, b, other = (roll(model, seed=seed, samples=4) for seed in (5, 5, 6))
