@@ -1,0 +1,371 @@
+"""What every lesson does around its subject: settings, the base, the four answers.
+
+A lesson is a script that is read from top to bottom. What would be said the same way
+twenty times over stands here: reading --preset, --device and --seed; loading the base
+model or failing in one clear line; the four completions that every lesson weighs by
+hand; the record and the closing table.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minialign import checkpoint, plotting
+from minialign.evaluation import Estimate, smoothed_success
+from minialign.model import GPT
+from minialign.problems import DATA, Problem, make_problem, read_problems, verify
+from minialign.tokenizer import VOCABULARY, Tokenizer
+
+BASE = DATA / "base.ckpt"
+PRESETS = ("smoke", "quick", "full")
+T = TypeVar("T")
+
+# --- settings -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line decides."""
+
+    lesson: str  # the script's name without .py, such as 11_reinforce
+    preset: str
+    device: torch.device
+    seed: int
+    started: float  # seconds, time.perf_counter()
+
+    def pick(self, smoke: T, quick: T, full: T) -> T:
+        """The value for this preset."""
+        return {"smoke": smoke, "quick": quick, "full": full}[self.preset]
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A generator of its own for each purpose, so that one more draw here does not
+        move the numbers there."""
+        digest = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()
+        generator = torch.Generator(self.device)
+        return generator.manual_seed(int.from_bytes(digest[:6], "big"))
+
+    @property
+    def figure_path(self) -> Path:
+        folder = plotting.FIGURES if self.preset == "full" else plotting.LOCAL
+        return folder / f"{self.lesson}.png"
+
+    @property
+    def policy_path(self) -> Path:
+        """Where the policy that this lesson trains is kept, for `lessons ask`."""
+        return plotting.LOCAL / f"{self.lesson}.ckpt"
+
+
+def setup(script: str, arguments: Sequence[str] | None = None) -> Settings:
+    """Read --preset, --device and --seed; say what was chosen.
+
+    In an editor's cells there is no command line: the defaults hold.
+    """
+    if arguments is None:
+        arguments = [] if "ipykernel" in sys.modules else sys.argv[1:]
+    lesson = Path(script).stem
+    parser = argparse.ArgumentParser(prog=f"lessons/{lesson}.py", add_help=True)
+    add_options(parser)
+    options = parser.parse_args(arguments)
+    device = pick_device(options.device)
+    preset = options.preset or ("full" if device.type == "cuda" else "quick")
+    folder = plotting.FIGURES if preset == "full" else plotting.LOCAL
+    try:
+        plotting.LOCAL.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(error)
+    if not os.access(folder, os.W_OK):
+        fail(f"{folder} cannot be written to")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a Windows console lacks ∇
+    print(f"{lesson}: preset {preset}, device {device}, seed {options.seed}")
+    return Settings(lesson, preset, device, options.seed, time.perf_counter())
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The three options that every lesson and `python -m lessons` take."""
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="smoke: seconds, for tests; quick: two minutes, the default without a "
+        "GPU; full: writes the record, the default with one",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--seed", type=int, default=0, help="0, 1, 2, ...")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device asked for; `auto` is CUDA where there is one (MPS lacks float64)."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        fail(f"--device {name}: unknown; use auto, cpu or cuda")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(device.type, 0)
+    if (device.index or 0) >= there:
+        fail(f"--device {name}: this machine has no such device; use auto or cpu")
+    return device
+
+
+def fail(message: object) -> NoReturn:
+    """End with one clear line and exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+# --- where every lesson starts ------------------------------------------------------
+
+
+def load_tokenizer(path: Path = VOCABULARY) -> Tokenizer:
+    try:
+        return Tokenizer.load(path)
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+def load_policy(tokenizer: Tokenizer, device: torch.device, path: Path = BASE) -> GPT:
+    """A saved policy, the course's base by default, ready to train."""
+    try:
+        model, _ = checkpoint.load_model(path, tokenizer, device)
+    except (ValueError, OSError) as error:
+        fail(error)
+    return model
+
+
+def load_problems(split: str, count: int | None = None) -> list[Problem]:
+    try:
+        return read_problems(DATA / f"{split}.jsonl")[:count]
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+def stream(seed: int, count: int) -> list[Problem]:
+    """The training problems of a run: the same ones, in the same order, for every
+    method at the same seed. Fresh draws of the training split: none was a
+    demonstration for the base, but a few share their numbers with one."""
+    return [make_problem(seed, "train", 10_000_000 + i) for i in range(count)]
+
+
+def base_facts() -> dict:
+    """What lesson 02 measured of the committed base: among it the two lines that every
+    accuracy figure carries, `forced_worked` and `best_temperature`."""
+    try:
+        runs = plotting.load_record("02_verifier")
+    except ValueError as error:
+        fail(error)
+    if "0" not in runs:
+        fail("figures/02_verifier.json is missing: restore it, or run 02 at full")
+    return runs["0"]
+
+
+def base_success() -> np.ndarray:
+    """The base's success rate on each of 500 test problems, smoothed (lesson 02).
+
+    (c + 1/2) / (n + 1) of n samples: a rate of exactly 0 or 1 would claim that no
+    policy could ever do better or worse there.
+    """
+    facts = base_facts()
+    right = np.array(facts["right_of_samples"])[:, None]
+    return smoothed_success(np.arange(facts["samples"]) < right)
+
+
+# --- by hand ------------------------------------------------------------------------
+
+HAND_PROBLEM = Problem(
+    "Mia has 3 bags of 5 apples and 2 boxes of 6 apples. How many apples is that?",
+    gold=Fraction(27),
+    family="groups",
+    steps=3,
+    id="by hand",
+)
+HAND_ANSWERS = {
+    "worked, right": "<<3*5=15>>\n<<2*6=12>>\n<<15+12=27>>\n#### 27",
+    "terse, right": "#### 27",
+    "terse, wrong": "#### 25",
+    "careless": "<<3*5=15>>\n<<2*6=12>>\n#### 12",
+}
+
+
+def by_hand(tokenizer: Tokenizer) -> tuple[Tensor, Tensor, Tensor]:
+    """The four completions as a batch.
+
+    Shapes: -> tokens (4, T), mask (4, S), rewards (4,).
+    """
+    prompt = tokenizer.encode_prompt(HAND_PROBLEM.question)
+    responses = [tokenizer.encode_response(text) for text in HAND_ANSWERS.values()]
+    longest = len(prompt) + max(map(len, responses))
+    tokens = torch.full((len(responses), longest), tokenizer.pad_id)  # (4, T)
+    mask = torch.zeros(len(responses), longest - 1, dtype=torch.bool)  # (4, S)
+    for row, response in enumerate(responses):
+        end = len(prompt) + len(response)
+        tokens[row, :end] = torch.tensor(prompt + response)
+        mask[row, len(prompt) - 1 : end - 1] = True
+    right = [float(verify(HAND_PROBLEM, text)) for text in HAND_ANSWERS.values()]
+    return tokens, mask, torch.tensor(right)
+
+
+def hand_table(lesson: str, rows: Mapping[str, Sequence[float]]) -> dict:
+    """Print the weight each method so far puts on each completion's ∇ log π.
+
+    Earlier lessons' rows come from their records. Returns the rows for this record.
+    """
+    own = {name: [float(weight) for weight in rows[name]] for name in rows}
+    known = {}
+    for path in sorted(plotting.FIGURES.glob("[0-9]*.json")):
+        if path.stem < lesson:
+            runs = plotting.load_record(path.stem)
+            known |= next(iter(runs.values())).get("hand", {}) if runs else {}
+    head = "".join(f"{name:>16}" for name in HAND_ANSWERS)
+    print(f"\n{'number that multiplies ∇ log π of':<34}{head}")
+    for name, weights in (known | own).items():
+        mark = ">" if name in own else " "
+        print(f"{mark} {name:<32}" + "".join(f"{weight:>+16.3f}" for weight in weights))
+    return own
+
+
+def predict(question: str, guess: float, measured: float) -> None:
+    """Set the reader's guess beside the answer."""
+    print(f"\n{question}\n  your guess {guess:g}, measured {measured:.3g}")
+
+
+# --- while it runs ------------------------------------------------------------------
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Ctrl-C asks for a stop after the current step; a second one stops at once.
+
+    Yields a list that is empty until then: `if stop: save and leave`.
+    """
+    asked: list[int] = []
+
+    def on_signal(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        print("\nstopping after this step (Ctrl-C again: at once)", file=sys.stderr)
+
+    before = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stopped(where: str, saved: Path | None) -> NoReturn:
+    """End an interrupted lesson: say where it stands; exit code 130."""
+    kept = f"saved in {saved}; the same command goes on" if saved else "nothing saved"
+    print(f"stopped at {where}, {kept}", file=sys.stderr)
+    sys.exit(130)
+
+
+def resume(path: Path, config: dict) -> dict:
+    """What an interrupted run saved, without its config; {} when there is nothing.
+
+    A file made under another config is refused, never ignored.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        return {}
+    try:
+        saved = checkpoint.load(path)
+        checkpoint.check_config(saved.pop("config"), config)
+    except (ValueError, OSError) as error:
+        fail(f"{error} (remove {path} to start from nothing)")
+    print(f"going on with {path}")
+    return saved
+
+
+def keep_series(series: dict[str, list[float]], metrics: Mapping[str, float]) -> None:
+    """Append one dict of metrics to the series of the record."""
+    for name, value in metrics.items():
+        series.setdefault(name, []).append(value)
+
+
+# --- how every lesson ends ----------------------------------------------------------
+
+
+def finish(
+    settings: Settings, run: dict, before: Estimate, after: Estimate, what: str
+) -> None:
+    """Save the run and print the closing table. `what` names the two numbers."""
+    seconds = time.perf_counter() - settings.started
+    run = {
+        "lesson": settings.lesson,
+        "preset": settings.preset,
+        "seed": settings.seed,
+        "seconds": seconds,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        **plotting.provenance(settings.device),
+        "what": what,
+        "before": as_list(before),
+        "after": as_list(after),
+        "figure": settings.figure_path.relative_to(plotting.FIGURES.parent).as_posix(),
+        **run,
+    }
+    local = settings.preset != "full"
+    path = plotting.save_run(settings.lesson, run, settings.seed, local)
+    print()
+    print_table([run])
+    print(f"record: {path.relative_to(plotting.FIGURES.parent)}")
+
+
+def as_list(estimate: Estimate) -> list[float]:
+    """[value, low, high], as records hold it."""
+    return [estimate.value, estimate.low, estimate.high]
+
+
+def print_table(runs: Sequence[dict]) -> None:
+    """Lesson, seconds, before, after, figure: one line a run."""
+    print(f"{'lesson':<16}{'seconds':>8}  {'before':>22}  {'after':>22}  figure")
+    for run in runs:
+        before, after = (
+            "{:.3f} [{:.3f}, {:.3f}]".format(*run[key]) for key in ("before", "after")
+        )
+        print(
+            f"{run['lesson']:<16}{run['seconds']:>8.0f}  {before:>22}  {after:>22}  "
+            f"{run['figure']}"
+        )
+    for what in dict.fromkeys(run["what"] for run in runs):
+        print(f"  before, after: {what}")
+
+
+def titles(folder: Path) -> dict[str, tuple[str, str]]:
+    """{lesson: (title, question)} of a folder of lessons, in the course's order.
+
+    A lesson's first cell begins with `# # Title` and holds `# **Question.** ...`.
+    """
+    found = {}
+    for path in sorted(folder.glob("[0-9][0-9]_*.py")):
+        text = path.read_text(encoding="utf-8")
+        title = re.search(r"^# # (.+)$", text, re.MULTILINE)
+        question = re.search(r"\*\*Question\.\*\* ((?:.+\n# )*?.*?\?)", text)
+        if not title or not question:
+            raise ValueError(f"{path.name}: no title or no **Question.** in it")
+        found[path.stem] = title[1], question[1].replace("\n# ", " ")
+    return found
+
+
+def last_run(lesson: str, seed: int, local: bool) -> dict | None:
+    """The run that a lesson wrote last for this seed, or None."""
+    folder = plotting.LOCAL if local else plotting.FIGURES
+    try:
+        return json.loads((folder / f"{lesson}.json").read_text()).get(str(seed))
+    except (OSError, ValueError):
+        return None

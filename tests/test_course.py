@@ -1,0 +1,137 @@
+"""What stands around every lesson: settings, the four answers, records, stopping."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from minialign import course, plotting
+from minialign.evaluation import Estimate
+
+
+@pytest.fixture
+def tokenizer():
+    return course.load_tokenizer()
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(plotting, "FIGURES", tmp_path / "figures")
+    monkeypatch.setattr(plotting, "LOCAL", tmp_path / "figures" / "local")
+    return tmp_path / "figures"
+
+
+def test_setup_reads_the_three_options():
+    arguments = ["--preset", "smoke", "--device", "cpu", "--seed", "3"]
+    settings = course.setup("/somewhere/11_reinforce.py", arguments)
+    assert (settings.lesson, settings.preset, settings.seed) == (
+        "11_reinforce",
+        "smoke",
+        3,
+    )
+    assert settings.pick("a", "b", "c") == "a"
+    assert settings.figure_path == plotting.LOCAL / "11_reinforce.png"
+
+
+def test_each_purpose_has_a_generator_of_its_own():
+    settings = course.setup("00_tour.py", ["--device", "cpu"])
+    other = course.setup("00_tour.py", ["--device", "cpu", "--seed", "1"])
+
+    def first(s, purpose):
+        return torch.rand(4, generator=s.generator(purpose)).tolist()
+
+    assert first(settings, "before") == first(settings, "before")
+    assert first(settings, "before") != first(settings, "after")
+    assert first(settings, "before") != first(other, "before")
+
+
+def test_fail_is_one_line_and_exit_2(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        course.fail("the reason")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: the reason\n"
+
+
+def test_the_four_answers_are_what_their_names_say(tokenizer):
+    tokens, mask, rewards = course.by_hand(tokenizer)
+    assert rewards.tolist() == [1, 1, 0, 0]
+    assert mask.shape == (4, tokens.shape[1] - 1)
+    for row, text in enumerate(course.HAND_ANSWERS.values()):
+        chosen = tokens[row, 1:][mask[row]].tolist()
+        assert chosen[-1] == tokenizer.eos_id
+        assert tokenizer.decode(chosen[:-1]) == text
+
+
+def test_the_stream_is_the_same_for_all_and_another_for_each_seed():
+    assert course.stream(0, 5) == course.stream(0, 9)[:5]
+    assert course.stream(0, 5) != course.stream(1, 5)
+
+
+def test_the_table_grows_from_lesson_to_lesson(folders, capsys):
+    rows = {"first": [1, 1, 1, 1]}
+    plotting.save_run("01_a", {"hand": rows}, 0, local=False)
+    plotting.save_run("30_z", {"hand": {"later": [9, 9, 9, 9]}}, 0, local=False)
+    assert course.hand_table("11_b", {"second": [0.5, 0.5, -0.5, -0.5]}) == {
+        "second": [0.5, 0.5, -0.5, -0.5]
+    }
+    out = capsys.readouterr().out
+    assert out.index("first") < out.index("> second") and "later" not in out
+
+
+def test_a_record_keeps_one_run_a_seed(folders):
+    plotting.save_run("01_a", {"x": 1}, 2, local=False)
+    plotting.save_run("01_a", {"x": 2}, 0, local=False)
+    plotting.save_run("01_a", {"x": 3}, 2, local=False)
+    plotting.save_run("01_a", {"x": 4}, 0, local=True)
+    assert plotting.load_record("01_a") == {"0": {"x": 2}, "2": {"x": 3}}
+    assert list(plotting.load_record("01_a")) == ["0", "2"]
+    assert plotting.load_record("02_b") == {}
+    assert course.last_run("01_a", 0, local=True) == {"x": 4}
+
+
+def test_a_record_holds_plain_finite_numbers_to_six_digits(folders):
+    run = {"a": np.float32(1 / 3), "b": [np.int64(3), 2.00000001], "c": {4: True}}
+    path = plotting.save_run("01_a", run, 0, local=False)
+    held = json.loads(path.read_text())["0"]
+    assert held == {"a": 0.333333, "b": [3, 2.0], "c": {"4": True}}
+    with pytest.raises(ValueError, match="JSON"):
+        plotting.save_run("01_a", {"loss": float("nan")}, 0, local=False)
+    assert json.loads(path.read_text())["0"] == held  # and the old one is still whole
+
+
+def test_finish_saves_and_prints_the_closing_table(folders, capsys):
+    settings = course.setup("11_b.py", ["--preset", "quick", "--device", "cpu"])
+    before, after = Estimate(0.4, 0.3, 0.5), Estimate(0.9, 0.8, 1.0)
+    course.finish(settings, {"series": {}}, before, after, "accuracy")
+    out = capsys.readouterr().out
+    assert "0.400 [0.300, 0.500]" in out and "0.900 [0.800, 1.000]" in out
+    held = course.last_run("11_b", 0, local=True)
+    assert held["before"] == [0.4, 0.3, 0.5] and held["torch"] == torch.__version__
+
+
+def test_ctrl_c_asks_once_and_then_stops():
+    with course.interruptible() as stop:
+        assert not stop
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop == [signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.pause()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_every_lesson_has_a_title_and_a_question():
+    found = course.titles(course.DATA.parent / "lessons")
+    assert list(found) == sorted(found) and "00_tour" in found
+    for title, question in found.values():
+        assert title.startswith("Lesson") and question.endswith("?")
+        assert "#" not in question
+
+
+def test_smoothing_keeps_length_and_constants():
+    assert plotting.smoothed([2.0] * 7, 5) == pytest.approx([2.0] * 7)
+    assert plotting.smoothed([0, 3, 0], 3).tolist() == pytest.approx([1.5, 1, 1.5])
+    assert plotting.smoothed([1, 2, 3], 1).tolist() == [1, 2, 3]
