@@ -363,9 +363,10 @@ for (name, row), color in zip(drawn, plotting.COLORS, strict=False):
     trace = {"series": row["series"]}
     broken = "broken" in name
     plotting.draw_runs(pace, [trace], "completions", "accuracy", name, color)
-    xs, ys = row["series"]["kl"], plotting.smoothed(row["series"]["accuracy"], 5)
-    price.plot(xs, ys, color=color, lw=1, ls=":" if broken else "-")
-price.plot(series["kl"], plotting.smoothed(series["accuracy"], 5), "k-", lw=1.6)
+    line = [plotting.smoothed(row["series"][key], 5) for key in ("kl", "accuracy")]
+    price.plot(*line, color=color, lw=1, ls=":" if broken else "-")
+line = [plotting.smoothed(series[key], 9) for key in ("kl", "accuracy")]
+price.plot(*line, "k-", lw=1.6, label="this run, while training")
 kls, accuracies = frontier(success)
 price.plot(kls, accuracies, color="#888", lw=2, label="frontier (500 test problems)")
 price.plot(spent.value, bought, "k*", ms=13, label="this run, on those problems")

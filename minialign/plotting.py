@@ -115,6 +115,8 @@ def new_figure(
     size = (width * columns, height * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     plt.close(figure)  # shown when it is finished, not at the end of a cell
+    for one in axes.flat:
+        one.locator_params(axis="x", nbins=6)
     figure.suptitle(message, fontsize=13, fontweight="bold", x=0.01, ha="left")
     return figure, list(axes.flat)
 
