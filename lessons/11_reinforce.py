@@ -24,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # %%
+import time
 from dataclasses import asdict, replace
 
 import torch
@@ -31,18 +32,7 @@ from tqdm import tqdm
 
 from minialign import checkpoint, course, plotting
 from minialign.algorithms import reinforce
-from minialign.evaluation import (
-    bootstrap,
-    difference,
-    frontier,
-    frontier_at,
-    gap_closed,
-    measured_kl,
-    pass_at_k,
-    policy_gradient,
-    sample_answers,
-    signal_to_noise,
-)
+from minialign.evaluation import bootstrap, policy_gradient, signal_to_noise
 from minialign.logprobs import token_logprobs
 from minialign.rewards import score, verifier
 from minialign.sampling import generate
@@ -51,13 +41,10 @@ from minialign.sampling import generate
 settings = course.setup(__file__)
 tokenizer = course.load_tokenizer()
 reference = course.load_policy(tokenizer, settings.device).requires_grad_(False)
-test = course.load_problems("test", settings.pick(8, 256, 1000))
-skill = course.load_problems("second_skill", settings.pick(8, 100, 500))
 base = course.base_facts()
 config = reinforce.ReinforceConfig(
     updates=settings.pick(2, 22, 64), prompts=settings.pick(4, 32, 32)
 )
-problems = course.stream(settings.seed, 64 * config.prompts)
 
 # %% [markdown]
 # ## By hand
@@ -107,39 +94,19 @@ print(f"the base writes {base['length'][0]:.0f} tokens an answer; how many after
 my_guess = 20  # edit me
 
 # %% [markdown]
-# ## Before
-
-
-# %%
-def test_policy(policy: torch.nn.Module, purpose: str) -> dict:
-    """Sampled and greedy answers to the test problems, and the second skill's."""
-    draw = settings.generator(purpose)
-    return {
-        "sampled": sample_answers(policy, tokenizer, test, 8, generator=draw),
-        "greedy": sample_answers(policy, tokenizer, test, 1, greedy=True),
-        "skill": sample_answers(policy, tokenizer, skill, 1, greedy=True),
-    }
-
-
-before = test_policy(reference, "before")
-forced = sample_answers(reference, tokenizer, test, 1, greedy=True, first_token="<<")
-for i in range(3):
-    style, text = before["sampled"].styles[i][0], before["sampled"].texts[i][0]
-    print(f"{test[i].question}\n{text}\n({style}; gold {test[i].gold})\n")
-
-# %% [markdown]
-# ## Train
+# ## One run
 #
-# 32 problems, 8 answers to each, one step, no baseline (you will see why). Fresh
-# problems every time, so the mean reward of a batch is also an honest estimate of
-# sampled accuracy.
+# From the base, with any config. The problems are fresh every time, so the mean reward
+# of a batch is also an honest estimate of sampled accuracy.
 
 
 # %%
-def run_reinforce(setup: reinforce.ReinforceConfig, **options) -> tuple:
-    """One run from the base: the trained policy and its series."""
+def run_reinforce(config: reinforce.ReinforceConfig, settings, **options) -> tuple:
+    """The trained policy and its series."""
     policy = copy.deepcopy(reference).requires_grad_(True)
     paid, right, series = options.pop("reward", verifier), [], {}
+    problems = course.stream(settings.seed, config.updates * config.prompts)
+    start = time.perf_counter()
 
     def watched(asked, texts):
         """Whatever is paid, the verdicts are kept."""
@@ -147,15 +114,29 @@ def run_reinforce(setup: reinforce.ReinforceConfig, **options) -> tuple:
         return paid(asked, texts)
 
     training = reinforce.train(
-        policy, tokenizer, problems, watched, setup, reference=reference,
+        policy, tokenizer, problems, watched, config, reference=reference,
         generator=settings.generator("sampling"), **options,
     )  # fmt: skip
-    for metrics in tqdm(training, total=setup.updates, disable=None):
-        course.keep_series(series, metrics | {"accuracy": right[-1]})
+    for metrics in tqdm(training, total=config.updates, disable=None):
+        clock = {"accuracy": right[-1], "seconds": time.perf_counter() - start}
+        course.keep_series(series, metrics | clock)
     return policy, series
 
 
-policy, series = run_reinforce(config)
+# %% [markdown]
+# ## Before
+
+# %%
+before = course.exam(settings, tokenizer, reference, "before")
+course.show_answers(before)
+
+# %% [markdown]
+# ## Train
+#
+# 32 problems, 8 answers to each, one step, no baseline (you will see why).
+
+# %%
+policy, series = run_reinforce(config, settings)
 if settings.preset != "smoke":
     checkpoint.save_model(settings.policy_path, policy, tokenizer)
 
@@ -163,21 +144,13 @@ if settings.preset != "smoke":
 # ## After
 
 # %%
-after = test_policy(policy, "after")
-for i in range(3):
-    text = after["sampled"].texts[i][0]
-    print(f"{test[i].question}\n{text}\n(gold {test[i].gold})\n")
-was, now = (t["sampled"].correct.mean(1) for t in (before, after))
-gap = gap_closed(was, now, forced.correct[:, 0])
-print(f"sampled accuracy {bootstrap(was)} -> {bootstrap(now)}")
-print(f"greedy accuracy  {bootstrap(before['greedy'].correct[:, 0])} -> "
-      f"{bootstrap(after['greedy'].correct[:, 0])}")  # fmt: skip
-print(f"gap to forced-worked closed: {gap}")
-lengths = [bootstrap(t["sampled"].lengths.mean(1)) for t in (before, after)]
-print(f"tokens per answer {lengths[0]} -> {lengths[1]}")
-drift = difference(after["skill"].correct[:, 0], before["skill"].correct[:, 0])
-print(f"second skill (never rewarded here): change of accuracy {drift}")
-course.predict("Tokens per answer after training:", my_guess, lengths[1].value)
+after = course.exam(settings, tokenizer, policy, "after")
+course.show_answers(after)
+curve = series["completions"], series["accuracy"]
+run = {"config": asdict(config), "series": series, "hand": hand, "curve": curve}
+run |= course.report(settings, tokenizer, policy, reference, before, after, curve)
+grown = run["length"][1][0]
+course.predict("Tokens per answer after training:", my_guess, grown)
 
 # %% [markdown]
 # ## What a baseline is for
@@ -223,8 +196,9 @@ frozen = {}
 if (settings.preset, settings.seed) == ("full", 0) or settings.preset == "smoke":
     for where, model in (("base", copy.deepcopy(reference)), ("trained", policy)):
         model.requires_grad_(True)
-        mean = (before if where == "base" else after)["sampled"].correct.mean()
+        mean = (before if where == "base" else after).sampled.correct.mean()
         frozen[where] = compare_baselines(model, mean, settings.pick(2, 0, 64))
+run |= {"signal_to_noise": frozen} if frozen else {}
 shown_frozen = frozen or record.get("0", {}).get("signal_to_noise", {})
 for where, row in shown_frozen.items():
     cells = "  ".join(f"{name} {value:.2e}" for name, value in row.items())
@@ -237,7 +211,8 @@ for where, row in shown_frozen.items():
 # their weight was 0. (Our guess why, not measured: a guessed digit moves more than a
 # sure one.) A baseline is no free lunch: it lowers the noise only as far as it lies
 # near this number. These are estimates from 2,048 answers of one seed.
-#
+
+# %% [markdown]
 # ## Dials, and breaking it
 #
 # Shorter runs of 4,096 answers, one seed, their learning rate falling to 0, judged on
@@ -250,140 +225,63 @@ for where, row in shown_frozen.items():
 # reward: r − beta · KL.
 
 # %%
-short = replace(config, updates=settings.pick(2, 0, 16))
-trials = {  # name: (changes of the config, other arguments)
-    "no baseline": ({}, {}),
-    "moving average": ({}, {"baseline": reinforce.moving_average}),
-    "batch mean": ({}, {"baseline": reinforce.batch_mean}),
-    "no baseline, beta 0.03": ({"beta": 0.03}, {}),
-    "no baseline, beta 0.1": ({"beta": 0.1}, {}),
-    "no baseline, lr 1e-4": ({"lr": 1e-4}, {}),
-    "no baseline, lr 2e-4": ({"lr": 2e-4}, {}),
-    "no baseline, lr 8e-4": ({"lr": 8e-4}, {}),
-    "broken: every answer earns 1": (
-        {},
-        {"reward": lambda problems, texts: [1.0] * len(texts)},
-    ),
+short = replace(config, updates=settings.pick(1, 16, 16))
+
+
+def one_for_all(problems, texts):
+    """Every answer earns 1."""
+    return [1.0] * len(texts)
+
+
+trials = {  # name: (config, other arguments)
+    "lr 1e-4": (replace(short, lr=1e-4), {}),
+    "lr 2e-4": (replace(short, lr=2e-4), {}),
+    "lr 4e-4": (short, {}),
+    "lr 8e-4": (replace(short, lr=8e-4), {}),
+    "moving average": (short, {"baseline": reinforce.moving_average}),
+    "batch mean": (short, {"baseline": reinforce.batch_mean}),
+    "beta 0.03": (replace(short, beta=0.03), {}),
+    "beta 0.1": (replace(short, beta=0.1), {}),
+    "broken: all earn 1": (short, {"reward": one_for_all}),
 }
 
 # %%
-dials = {}
-if (settings.preset, settings.seed) == ("full", 0) or settings.preset == "smoke":
-    validation = course.load_problems("validation", settings.pick(4, 0, 500))
-    for name, (changes, options) in trials.items():
-        tried, trace = run_reinforce(replace(short, **changes), **options)
-        draw = settings.generator("dials")
-        out = sample_answers(tried, tokenizer, validation, 4, generator=draw)
-        accuracy = course.as_list(bootstrap(out.correct.mean(1)))
-        dials[name] = {"accuracy": accuracy, "kl": trace["kl"][-1], "series": trace}
-shown = dials or record.get("0", {}).get("dials", {})
-for name, row in shown.items():
-    value, low, high = row["accuracy"]
-    print(f"{name:<32} sampled {value:.3f} [{low:.3f}, {high:.3f}]  KL {row['kl']:.2f}")
+dials = course.run_dials(settings, tokenizer, reference, trials, run_reinforce)
+course.print_dials(dials)
 
 # %% [markdown]
-# ## What it cost, and the figures
+# ## The figures
 #
-# First how far the policy moved, on the problems of which we know the base's success
-# rates. Then the message; the dashed line is the base *forced to work*.
+# First the message. The dashed line is the base *forced to work*. Raising the accuracy
+# on one problem from p to a costs at least a log(a/p) + (1−a) log((1−a)/(1−p)) nats of
+# KL, whatever the method. The *frontier* is the best mean accuracy for each mean KL,
+# computed from the base's success rates on 500 test problems (lesson 02).
 
 # %%
-held = test[: len(success := course.base_success())]
-prompts = [tokenizer.encode_prompt(problem.question) for problem in held]
-rollout = generate(
-    policy, prompts, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
-    max_new_tokens=128, samples=2, generator=settings.generator("kl"),
-)  # fmt: skip
-nats = measured_kl(policy, reference, rollout).view(-1, 2).mean(1)
-spent, bought = bootstrap(nats.cpu().numpy()), now[: len(held)].mean()
-best = frontier_at(success[: len(held)], spent.value)
-print(f"KL(policy ‖ base) {spent} nats; sampled accuracy {bought:.3f}, "
-      f"and {best:.3f} is the most that so many nats can buy")  # fmt: skip
-
-# %%
-run = {"config": asdict(config), "series": series, "hand": hand}
-run |= {"gap_closed": course.as_list(gap), "length": list(map(course.as_list, lengths))}
-run |= {"kl": course.as_list(spent), "frontier": best, "accuracy_at_kl": bought}
-for name, pick in (
-    ("greedy", lambda tested: tested["greedy"].correct[:, 0]),
-    ("pass_at_8", lambda tested: pass_at_k(tested["sampled"].correct, 8)),
-    ("second_skill", lambda tested: tested["skill"].correct[:, 0]),
-):
-    pair = [bootstrap(pick(tested)) for tested in (before, after)]
-    run[name] = [course.as_list(estimate) for estimate in pair]
-    print(f"{name:<14}{pair[0]} -> {pair[1]}")
-run |= {"signal_to_noise": frozen, "dials": dials} if dials else {}
-record = plotting.load_record(settings.lesson)  # other seeds may have ended meanwhile
-others = [r for seed, r in record.items() if seed != str(settings.seed)]
-runs = [*others, run] if settings.preset == "full" else list(record.values())
-
-# %%
+(was, *_), (now, *_) = run["sampled"]
 figure, axes = plotting.new_figure(
     3,
-    f"Rewarded only for right answers, it shows its work: {was.mean():.2f} to "
-    f"{now.mean():.2f} right, {lengths[1].value / lengths[0].value:.1f} x as long",
+    f"Rewarded only for right answers, it shows its work: {was:.2f} to {now:.2f} "
+    f"right, {grown / run['length'][0][0]:.1f} x as long",
 )
-rise, shares, length = axes
-if runs:
-    args = ("completions", "accuracy", "REINFORCE", plotting.COLORS[0])
-    plotting.draw_runs(rise, runs, *args)
-if settings.preset != "full":
-    plotting.draw_live(rise, run, "completions", "accuracy")
-plotting.draw_base(rise, base)
-rise.set(xlabel="answers drawn", ylabel="sampled accuracy", ylim=(0, 1))
-rise.legend(loc="lower right")
-rise.set_title("accuracy on fresh problems")
-
-# %%
+rise, shares, price = axes
+runs = course.runs_on_record(settings, run)
+plotting.draw_rise(rise, runs, run, settings.preset, base, "REINFORCE")
 plotting.draw_styles(shares, run, "completions")
-shares.set(xlabel="answers drawn")
+shares.set(xlabel="answers generated")
 shares.set_title("how it answers")
-if runs:
-    args = ("completions", "length", "REINFORCE", plotting.COLORS[2])
-    plotting.draw_runs(length, runs, *args)
-if settings.preset != "full":
-    plotting.draw_live(length, run, "completions", "length")
-length.legend(loc="lower right")
-length.set(xlabel="answers drawn", ylabel="tokens per answer", ylim=(0, None))
-length.set_title("answers grow")
+plotting.draw_price(price, runs or [run], course.base_success(), base)
 plotting.save_figure(figure, settings.figure_path)
-
-# %% [markdown]
-# The second shows the dials. Raising the accuracy on one problem from p to a costs at
-# least a log(a/p) + (1−a) log((1−a)/(1−p)) nats of KL, whatever the method. The
-# *frontier* is the best mean accuracy for each mean KL, computed from the base's
-# success rates on 500 test problems (lesson 02). The star is the trained policy on
-# those same problems; the lines are training batches of other problems, and noisier.
 
 # %%
 figure, axes = plotting.new_figure(3, "What each dial does to pace, price and noise")
-pace, price, noise = axes
-shown = dials or record.get("0", {}).get("dials", {})
-drawn = [item for item in shown.items() if "lr" not in item[0]]
-for (name, row), color in zip(drawn, plotting.COLORS, strict=False):
-    trace = {"series": row["series"]}
-    broken = "broken" in name
-    plotting.draw_runs(pace, [trace], "completions", "accuracy", name, color)
-    line = [plotting.smoothed(row["series"][key], 5) for key in ("kl", "accuracy")]
-    price.plot(*line, color=color, lw=1, ls=":" if broken else "-")
-line = [plotting.smoothed(series[key], 9) for key in ("kl", "accuracy")]
-price.plot(*line, "k-", lw=1.6, label="this run, while training")
-kls, accuracies = frontier(success)
-price.plot(kls, accuracies, color="#888", lw=2, label="frontier (500 test problems)")
-price.plot(spent.value, bought, "k*", ms=13, label="this run, on those problems")
-price.set(xlabel="KL to the base, nats per answer", ylabel="sampled accuracy",
-          xlim=(0, max(series["kl"]) * 1.2 + 0.1), ylim=(0, 1))  # fmt: skip
-price.set_title("what accuracy costs")
-price.legend(loc="lower right")
-pace.set(xlabel="answers drawn", ylabel="sampled accuracy", ylim=(0, 1))
-pace.set_title("other baselines, and a price on KL")
-if shown:
-    pace.legend()
-plotting.draw_base(pace, base)
-plotting.draw_base(price, base)
-
-# %%
-row = (frozen or record.get("0", {}).get("signal_to_noise", {})).get("base", {})
+accuracy, cost, noise = axes
+plotting.draw_dials(accuracy, dials)
+for row, (name, dial) in enumerate(dials.items()):
+    cost.plot(dial["kl"][0], dial["accuracy"][0], "o", color=plotting.COLORS[row % 6])
+    cost.annotate(name, (dial["kl"][0], dial["accuracy"][0]), fontsize=8)
+cost.set(xlabel="KL to the base, nats per answer", ylabel="sampled accuracy")
+row = shown_frozen.get("base", {})
 noise.barh(list(row), row.values(), color=plotting.COLORS[2])
 noise.set(xlabel="signal to noise per answer, at the base")
 noise.set_title("same answers, other baseline")
@@ -396,18 +294,19 @@ plotting.save_figure(figure, dials_path)
 # %%
 share = series["style_worked"]
 print(f"""
-- Sampled accuracy went from {was.mean():.2f} to {now.mean():.2f}: {gap.value:.0%} of
-  the way to the base forced to work ({forced.correct.mean():.2f}).
+- Sampled accuracy went from {was:.2f} to {now:.2f}: {run["gap_closed"][0]:.0%} of the
+  way to the base forced to work.
 - Worked answers went from {share[0]:.0%} to {share[-1]:.0%} of the samples. No reward
   ever mentioned them.
-- Greedy accuracy: {before["greedy"].correct.mean():.2f} to
-  {after["greedy"].correct.mean():.2f}. Sharpening alone explains
-  {base["best_temperature"]["accuracy"][0]:.2f}: the base at its best temperature.
+- Greedy accuracy: {run["greedy"][0][0]:.2f} to {run["greedy"][1][0]:.2f}. Sharpening
+  alone explains {base["best_temperature"]["accuracy"][0]:.2f}: the base at its best
+  temperature.
 - The loss was {series["loss"][0]:.2f} at first and {series["loss"][-1]:.2f} at the end.
   It is no measure of progress: only its gradient means anything.
 """)
+ends = [bootstrap(e.sampled.correct.mean(1)) for e in (before, after)]
 measure = "sampled accuracy on test problems, 95 % over problems"
-course.finish(settings, run, bootstrap(was), bootstrap(now), measure)
+course.finish(settings, run, *ends, measure)
 
 # %% [markdown]
 # Exercises. (1) `reinforce.train` samples and scores at one temperature. Sample at 0.7

@@ -19,6 +19,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from minialign.evaluation import frontier
+
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
 LOCAL = FIGURES / "local"
 
@@ -73,10 +75,18 @@ def save_run(lesson: str, run: dict, seed: int, local: bool) -> Path:
     """
     path = (LOCAL if local else FIGURES) / f"{lesson}.json"
     record = _read(path) | {str(seed): run}
-    record = {key: record[key] for key in sorted(record, key=int)}
+    return _write(path, {key: record[key] for key in sorted(record, key=int)})
+
+
+def save_dials(name: str, dials: dict[str, dict]) -> Path:
+    """Write the record of a lesson's dials: {trial: what was measured}, in order."""
+    return _write(FIGURES / f"{name}.json", dials)
+
+
+def _write(path: Path, record: dict[str, dict]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = {key: json.dumps(_rounded(record[key]), allow_nan=False) for key in record}
-    text = ",\n".join(f'"{key}": {row}' for key, row in rows.items())
+    lines = {key: json.dumps(rounded(record[key]), allow_nan=False) for key in record}
+    text = ",\n".join(f"{json.dumps(key)}: {line}" for key, line in lines.items())
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     with os.fdopen(handle, "w") as file:
         file.write("{\n" + text + "\n}\n")
@@ -94,14 +104,14 @@ def _read(path: Path) -> dict[str, dict]:
         raise ValueError(f"{path} is not a record: {error}") from None
 
 
-def _rounded(value: object) -> object:
+def rounded(value: object) -> object:
     """Six significant digits: what a float32 measurement holds."""
     if isinstance(value, float | np.floating):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {str(key): _rounded(item) for key, item in value.items()}
+        return {str(key): rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -160,6 +170,75 @@ def draw_live(
     series = run["series"]
     ys = smoothed(series[y], smooth)
     axes.plot(series[x], ys, color="black", lw=1.6, ls=(0, (4, 2)), label=label)
+
+
+def draw_rise(
+    axes: Axes,
+    runs: Sequence[dict],
+    run: dict,
+    preset: str,
+    base: dict,
+    label: str,
+    color: str = COLORS[0],
+) -> None:
+    """Sampled accuracy against answers generated: committed runs, and the reader's.
+
+    Each run holds "curve": (completions, accuracy); long ones are smoothed over 5.
+    """
+
+    def as_series(each: dict) -> dict:
+        return {"series": dict(zip(("x", "y"), each["curve"], strict=True))}
+
+    smooth = 5 if len(run["curve"][0]) > 20 else 1
+    if runs:
+        series = [as_series(each) for each in runs]
+        draw_runs(axes, series, "x", "y", label, color, smooth)
+    if preset != "full":
+        draw_live(axes, as_series(run), "x", "y", smooth)
+    draw_base(axes, base)
+    axes.set(xlabel="answers generated", ylabel="sampled accuracy", ylim=(0, 1))
+    axes.legend(loc="lower right")
+    axes.set_title("how fast it learns")
+
+
+def draw_price(
+    axes: Axes,
+    runs: Sequence[dict],
+    success: np.ndarray,
+    base: dict,
+    label: str = "after training",
+) -> None:
+    """Accuracy against KL to the base: one star a run, under the frontier's curve.
+
+    Each run holds "kl": [value, low, high] in nats and "accuracy_at_kl"; `success` are
+    the base's rates on the problems where both were measured.
+    """
+    axes.plot(*frontier(success), color="#888", lw=2, label="frontier (the limit)")
+    for run in runs:
+        axes.plot(run["kl"][0], run["accuracy_at_kl"], "k*", ms=12, label=label)
+        label = None
+    draw_base(axes, base)
+    furthest = max([run["kl"][0] for run in runs], default=1.0)
+    axes.set(xlabel="KL to the base, nats per answer", ylabel="sampled accuracy",
+             xlim=(0, 1.25 * furthest + 0.1), ylim=(0, 1))  # fmt: skip
+    axes.legend(loc="lower right")
+    axes.set_title("what its accuracy costs")
+
+
+def draw_dials(
+    axes: Axes, dials: dict[str, dict], names: Sequence[str] | None = None
+) -> None:
+    """A dot a trial, from the top down: sampled accuracy with its interval."""
+    names = [n for n in (dials if names is None else names) if n in dials]
+    if not names:
+        axes.set_title("(no dials on record)")
+        return
+    for row, name in enumerate(names):
+        value, low, high = dials[name]["accuracy"]
+        axes.plot([low, high], [row, row], color=COLORS[0], alpha=0.4, lw=3)
+        axes.plot(value, row, "o", color=COLORS[0])
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.set(ylim=(len(names) - 0.5, -0.5), xlabel="sampled accuracy, validation")
 
 
 def draw_base(axes: Axes, base: dict) -> None:
