@@ -3,15 +3,12 @@
 import copy
 import inspect
 import math
-from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
-from functools import cache, partial
+from functools import partial
 from itertools import islice
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,12 +21,21 @@ from minialign.algorithms.reinforce import (
     reinforce_loss,
     shape_rewards,
 )
-from minialign.model import GPT, GPTConfig
-from minialign.problems import Problem
-from minialign.tokenizer import Tokenizer
 from tests import enumeration as world
 from tests import strategies
 from tests.properties import common, training
+from tests.toy import (
+    PROBLEMS,
+    TOKENIZER,
+    always,
+    base,
+    base_weights,
+    chance_of_yes,
+    generator,
+    new_gpt,
+    row_nats,
+    yes,
+)
 
 # Part 1: the expected gradient, over 15 responses (tests/enumeration.py)
 
@@ -302,56 +308,9 @@ def test_baselines(rewards, memory):
 
 # Part 3: training, in a world where the answers are "y" and "no"
 
-TOKENIZER = Tokenizer([bytes([value]) for value in range(256)])
-PROBLEMS = [Problem(q, Fraction(1), "toy", 1, q) for q in "abcde"]
 CONFIG = reinforce.ReinforceConfig(
     updates=5, prompts=2, samples=6, max_new_tokens=3, lr=1e-2, warmup=3, micro_batch=5
 )
-
-
-def yes(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
-    return [float(text == "y") for text in texts]
-
-
-def always(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
-    return [1.0] * len(texts)
-
-
-def new_gpt(seed):
-    sizes = {"dim": 32, "layers": 2, "heads": 2, "kv_heads": 2, "hidden": 48}
-    config = GPTConfig(vocab_size=TOKENIZER.n_vocab, context=16, **sizes)
-    return GPT(config, torch.Generator().manual_seed(seed))
-
-
-@cache
-def base_weights():
-    """Imitates one teacher who says "y" and two who say "no"."""
-    model = new_gpt(0)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    asked = [TOKENIZER.encode_prompt(problem.question) for problem in PROBLEMS]
-    answers = [(2, TOKENIZER.encode("no")), (1, TOKENIZER.encode("y"))]
-    for _ in range(25):
-        loss = torch.zeros(())
-        for times, answer in answers:
-            said = [*answer, TOKENIZER.eos_id]
-            ids = torch.tensor([prompt + said for prompt in asked])
-            logits = model.logits(model(ids[:, :-1]))[:, -len(said) :]
-            nats = F.cross_entropy(logits.flatten(0, 1), ids[:, -len(said) :].flatten())
-            loss = loss + times * nats
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.state_dict()
-
-
-def base():
-    model = new_gpt(0)
-    model.load_state_dict(base_weights())
-    return model
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def run(policy, config=CONFIG, reward=yes, *, problems=PROBLEMS, seed=0, **more):
@@ -365,30 +324,6 @@ def begin(state, config=CONFIG):
     config = replace(config, beta=config.beta or 0.1, lr=config.lr / 5)
     more = {"reference": base(), "baseline": moving_average, "state": state}
     return run(policy, config, seed=seed, **more)
-
-
-def row_nats(model, rollout, temperature=1.0):
-    """log π(answer | prompt) of each row: alone, without padding, by cross-entropy."""
-    total = []
-    for row, response in enumerate(rollout.responses()):
-        start = rollout.prompt_lengths[row].item()
-        ids = rollout.tokens[row, : start + len(response)]
-        logits = model.logits(model(ids[None, :-1]))[0, start - 1 :] / temperature
-        total.append(-F.cross_entropy(logits, ids[start:], reduction="sum"))
-    return torch.stack(total)
-
-
-@torch.no_grad()
-def chance_of_yes(policy):
-    """Exactly, over the problems: π(y | prompt) π(EOS | prompt, y)."""
-    said = torch.tensor([*TOKENIZER.encode("y"), TOKENIZER.eos_id])
-    chances = []
-    for problem in PROBLEMS:
-        prompt = torch.tensor(TOKENIZER.encode_prompt(problem.question))
-        logits = policy.logits(policy(torch.cat((prompt, said[:1]))[None]))[0, -2:]
-        logprobs = logits.log_softmax(-1)
-        chances.append(logprobs.gather(1, said[:, None]).sum().exp().item())
-    return sum(chances) / len(chances)
 
 
 def spied(monkeypatch, name):
