@@ -213,6 +213,7 @@ def train(
         down = (config.updates - update) / max(config.updates - config.warmup, 1)
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(up, down, 1.0)
+        optimizer.zero_grad(set_to_none=True)
         policy.train()
         loss = 0.0
         for rows in rollout.micro_batches(config.micro_batch):
@@ -226,7 +227,6 @@ def train(
         if not torch.isfinite(norm):
             raise ValueError(f"update {update}: gradient norm {norm}, loss {loss}")
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
         # 5. report
         texts = [tokenizer.decode_response(ids) for ids in rollout.responses()]

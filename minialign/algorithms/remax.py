@@ -1,0 +1,250 @@
+"""ReMax: compare a sampled answer with the answer the policy would give greedily.
+
+Objective: J(π) = E_x E_{y ~ π(·|x)} [ r(x, y) ] − β KL(π ‖ reference).
+Gradient: ∇J = E[ (r(x, y) − r(x, greedy(x)) − β Σ_s k1[s]) ∇ log π(y | x) ], with
+k1 = log π − log reference; the greedy answer takes the likeliest token at every step.
+It does not look at the sampled one: a baseline, and it costs no bias.
+
+Source: Li et al. 2023, arXiv 2310.10505: Σ_t ∇ log π_t times the sampled answer's
+reward less the greedy one's, averaged over prompts; no discount, no critic, no ratio.
+
+What changes from REINFORCE: the baseline knows the problem and rises with the policy.
+The price is one more answer per problem, and silence where the two rewards tie.
+
+Details: the KL of the whole answer comes out of its reward: the exact gradient. The
+authors' code (liziniu/ReMax) discounts by 0.99 from the last token, clips at ±5, means
+over tokens, gives a token the KL of that token alone (`=` for `+=`: its issue 4) and
+samples with top-p 0.9, scoring without. `code_weights` is that way, but for top-p.
+
+Lesson: lessons/12_remax.py
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minialign.evaluation import style_shares
+from minialign.logprobs import (
+    check_live,
+    check_logprobs,
+    check_mask,
+    check_rows,
+    kl_k1,
+    sequence_sum,
+    token_logprobs,
+)
+from minialign.model import GPT
+from minialign.problems import Problem
+from minialign.rewards import Reward, score
+from minialign.sampling import generate
+from minialign.tokenizer import Tokenizer
+
+Compare = Callable[[Tensor, Tensor], Tensor]  # as remax_advantages
+Weigh = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # as whole_answer
+GAMMA, CLIP = 0.99, 5.0  # the authors', for `code_returns`
+
+
+@dataclass(frozen=True)
+class RemaxConfig:
+    """Defaults: a headline run of the course, 16,384 answers; lr: lesson 12."""
+
+    updates: int = 64  # batches drawn, one optimiser step each
+    prompts: int = 128  # problems per update, each with one greedy answer besides
+    samples: int = 1  # sampled answers per problem
+    max_new_tokens: int = 128  # longer answers are cut, earn 0 and are counted
+    temperature: float = 1.0  # of sampling and of scoring: one number
+    beta: float = 0.0  # reward paid per nat of KL; 0: no reference needed
+    lr: float = 4e-4  # AdamW's peak
+    warmup: int = 5  # updates of linear warm-up; then linear decay to 0
+    max_grad_norm: float = 1.0  # gradients longer than this are scaled down
+    micro_batch: int = 64  # answers per backward pass: bounds memory, not the result
+
+
+def remax_advantages(rewards: Tensor, greedy_rewards: Tensor) -> Tensor:
+    """A = r − r of the greedy answer to the same problem: exactly 0 where they tie.
+
+    Shapes: rewards (prompts, K), greedy_rewards (prompts,) -> (prompts, K); K >= 1.
+    Units: of the reward. Gradient: none. Raises: ValueError, TypeError.
+    Source: Li et al. 2023, arXiv 2310.10505; properties ADV-11.
+    """
+    if rewards.dim() != 2:
+        raise ValueError(f"rewards must be (prompts, K), got {tuple(rewards.shape)}")
+    every = torch.ones_like(rewards, dtype=torch.bool)  # (prompts, K)
+    check_live("rewards", rewards, every)
+    check_rows("greedy_rewards", greedy_rewards, every)
+    return rewards.detach() - greedy_rewards.detach()[:, None]
+
+
+def whole_answer(advantages: Tensor, k1: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """A − β Σ_s k1[s] at every token: the answer is one action with one reward.
+
+    Shapes: advantages (B,); k1, mask (B, S) -> (B, S), 0 at masked slots.
+    Units: of the reward; beta in reward per nat. Gradient: none, it is a constant.
+    Raises: ValueError for a beta below 0 and shapes or values of no use; TypeError.
+    Source: InstructGPT, arXiv 2203.02155, equation 2, as the reward; properties PG-7.
+    """
+    k1 = _check(advantages, k1, mask, beta)
+    shaped = advantages.detach() - beta * k1.sum(1)  # (B,)
+    return torch.where(mask, shaped[:, None], 0.0)
+
+
+def code_returns(advantages: Tensor, k1: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """γ^n clamp(A, ±5) − β k1[s], n = live tokens from s to the end, s included.
+
+    Biased: early tokens count less, large differences are cut, and what a token does to
+    the KL of later ones is missing.
+
+    Shapes, units, gradient, raises: as `whole_answer`.
+    Source: liziniu/ReMax, step3_rlhf_finetuning/remax_trainer.py, compute_returns.
+    """
+    k1 = _check(advantages, k1, mask, beta)
+    to_end = mask.flip(1).cumsum(1).flip(1).to(k1)  # (B, S)
+    clipped = advantages.detach().clamp(-CLIP, CLIP)[:, None]  # (B, 1)
+    return torch.where(mask, clipped * GAMMA**to_end - beta * k1, 0.0)
+
+
+def code_weights(advantages: Tensor, k1: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """`code_returns` x answers / tokens: `remax_loss` is then their token mean."""
+    returns = code_returns(advantages, k1, mask, beta)  # (B, S)
+    return returns * mask.any(1).sum() / mask.sum()
+
+
+def remax_loss(
+    logprobs: Tensor, weights: Tensor, mask: Tensor, count: int | None = None
+) -> Tensor:
+    """L = −(1/B) Σ_b Σ_s mask[b, s] weights[b, s] logprobs[b, s].
+
+    Shapes: logprobs, weights, mask (B, S) -> (). Units: reward x nats.
+    Reduction: sequence sum / B; `count` replaces B, so that micro-batches add up.
+    Gradient: through logprobs only.
+    Raises: as `check_mask`, `check_logprobs` and `check_live`.
+    Source: Li et al. 2023, arXiv 2310.10505.
+    """
+    check_mask(mask)
+    check_logprobs("logprobs", logprobs, mask)
+    check_live("weights", weights, mask)
+    weights = torch.where(mask, weights.detach(), 0.0)  # 0 x inf would give nan
+    return -sequence_sum(logprobs * weights, mask, count)
+
+
+def _check(advantages: Tensor, k1: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """Refuse bad input; give k1 as a constant, 0 where masked."""
+    if not 0 <= beta < float("inf"):
+        raise ValueError(f"beta: got {beta}, must be finite and 0 or more")
+    check_mask(mask)
+    check_live("k1", k1, mask)
+    check_rows("advantages", advantages, mask)
+    return torch.where(mask, k1.detach(), 0.0)
+
+
+def train(
+    policy: GPT,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    reward: Reward,
+    config: RemaxConfig,
+    *,
+    generator: torch.Generator,
+    compare: Compare = remax_advantages,
+    weigh: Weigh = whole_answer,
+    greedy_policy: GPT | None = None,
+    reference: GPT | None = None,
+    state: dict | None = None,
+) -> Iterator[dict[str, float]]:
+    """Train the policy in place; one dict of metrics per update.
+
+    Update u asks problems[u * prompts : (u + 1) * prompts], round and round. Greedy
+    answers are the policy's as it stands, or a `greedy_policy`'s; `generator` samples.
+    A `state` dict is complete at every yield and continues a run when handed in again.
+
+    Metrics: update, completions (answers drawn so far, greedy ones too), reward (mean
+    raw reward of the sampled answers, before the step), greedy_reward, ties (share of
+    sampled answers of advantage 0), truncated, greedy_truncated (shares), length
+    (tokens per sampled answer), loss, grad_norm (before clipping), kl (nats per answer,
+    mean k1 to the reference; only with one), style_<name> (shares).
+
+    Raises: ValueError for what cannot be trained with, and a gradient not finite.
+    """
+    if config.beta > 0 and reference is None:
+        raise ValueError(f"reference: beta is {config.beta}, so a reference is needed")
+    if reference is not None:
+        ours = {p.data_ptr() for p in policy.parameters()}
+        if any(p.data_ptr() in ours for p in reference.parameters()):
+            raise ValueError("reference: shares weights with the policy; pass a copy")
+    if not problems:
+        raise ValueError("problems: got none, need at least one")
+    state = {} if state is None else state
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=0.0)
+    if state:
+        policy.load_state_dict(state["policy"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+
+    for update in range(state.get("update", 0), config.updates):
+        # 1. draw
+        first = update * config.prompts
+        asked = [problems[(first + i) % len(problems)] for i in range(config.prompts)]
+        prompts = [tokenizer.encode_prompt(problem.question) for problem in asked]
+        ends = {"eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+        ends["max_new_tokens"] = config.max_new_tokens
+        draws = {"samples": config.samples, "temperature": config.temperature}
+        rollout = generate(policy, prompts, **draws, generator=generator, **ends)
+        greedy = generate(greedy_policy or policy, prompts, greedy=True, **ends)
+
+        # 2. score
+        rewards = score(reward, asked, rollout, tokenizer)  # (B,)
+        greedy_rewards = score(reward, asked, greedy, tokenizer)  # (N,)
+        k1, kl = torch.zeros_like(rollout.logprobs), {}  # (B, S)
+        if reference is not None:
+            with torch.no_grad():
+                scored = rollout.tokens, rollout.mask, config.temperature
+                ref_logprobs = token_logprobs(reference, *scored)  # (B, S)
+            k1 = kl_k1(rollout.logprobs, ref_logprobs, rollout.mask)  # (B, S)
+            kl = {"kl": k1.sum(1).mean().item()}
+
+        # 3. compare
+        advantages = compare(rewards.view(len(asked), -1), greedy_rewards)  # (N, K)
+        weights = weigh(advantages.flatten(), k1, rollout.mask, config.beta)  # (B, S)
+
+        # 4. update
+        up = (update + 1) / max(config.warmup, 1)
+        down = (config.updates - update) / max(config.updates - config.warmup, 1)
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * min(up, down, 1.0)
+        optimizer.zero_grad(set_to_none=True)
+        policy.train()
+        loss = 0.0
+        for rows in rollout.micro_batches(config.micro_batch):
+            part = rollout.select(rows)
+            mask, own = part.mask, weights[rows, : part.mask.shape[1]]  # (b, s)
+            logprobs = token_logprobs(policy, part.tokens, mask, config.temperature)
+            piece = remax_loss(logprobs, own, mask, len(rewards))
+            piece.backward()
+            loss += piece.item()
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise ValueError(f"update {update}: gradient norm {norm}, loss {loss}")
+        optimizer.step()
+
+        # 5. report
+        texts = [tokenizer.decode_response(ids) for ids in rollout.responses()]
+        repeated = [problem for problem in asked for _ in range(config.samples)]
+        state["policy"] = policy.state_dict()
+        state["optimizer"] = optimizer.state_dict()
+        state["generator"], state["update"] = generator.get_state(), update + 1
+        yield {
+            "update": update + 1,
+            "completions": (update + 1) * (len(rewards) + len(greedy_rewards)),
+            "reward": rewards.mean().item(),
+            "greedy_reward": greedy_rewards.mean().item(),
+            "ties": (advantages == 0).float().mean().item(),
+            "truncated": rollout.truncated.float().mean().item(),
+            "greedy_truncated": greedy.truncated.float().mean().item(),
+            "length": rollout.lengths().float().mean().item(),
+            "loss": loss,
+            "grad_norm": norm.item(),
+            **kl,
+            **style_shares(repeated, texts),
+        }
