@@ -303,7 +303,7 @@ print(f"MB to train on {len(asked)} answers; ReMax's share, with activations and
 for name, row in cost.items():
     total, least, kept = sum(row.values()), sum(ours.values()), "activations"
     cells = "  ".join(f"{item} {size / 1e6:.1f}" for item, size in row.items())
-    trained = 128 if name == "ReMax" else 256  # PPO: for each of its epochs
+    trained = 128 if name == "ReMax" else 256  # PPO with one epoch
     took = trained * (seconds["sampled"] + seconds[name])
     took += (256 - trained) * seconds["greedy"]
     fixed = (least - ours[kept]) / (total - row[kept])
@@ -312,9 +312,9 @@ for name, row in cost.items():
 largest = max(ours, key=ours.get)
 
 # %% [markdown]
-# The paper reports 46 % of PPO's memory saved at 7 B weights: compare it with PPO with
-# its own critic, two networks for one, with and without activations. Here both of its
-# losses share one backward pass; two passes in turn would hold one network's at a time.
+# The paper reports 46 % of PPO's memory *saved* at 7 B weights, a share of 54 %:
+# compare it with PPO's own critic, two networks for one. Here PPO's two losses share a
+# backward pass; one after the other, only one network's activations are held at a time.
 # Greedy answers cost time but no such memory. And see how little a shared trunk adds.
 
 # %% [markdown]
@@ -322,10 +322,11 @@ largest = max(ours, key=ours.get)
 #
 # Short runs of 4,096 answers, greedy ones counted. Three samples may share a greedy
 # answer; *beta* puts a price on KL; the *authors' code* discounts by 0.99 from the last
-# token, takes the token mean, and lets a token pay for its own KL only. Without the
-# idea: no baseline (the greedy answers are drawn for nothing), the greedy answers of
-# *another problem*, *stale* ones from the base. None of these three is biased, for none
-# looks at the sampled answer: it is noise that they cost.
+# token and takes the token mean (and, with beta, a token pays for its own KL only).
+# Without the idea: no baseline (the greedy answers are drawn for nothing), the greedy
+# answers of *another problem*, *stale* ones from the base. None of these three is
+# biased, for none looks at the sampled answer: only the noise differs, and not always
+# for the worse (lesson 11: no baseline is a good one here).
 
 # %%
 short = replace(config, updates=settings.pick(1, 16, 16))

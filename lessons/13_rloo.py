@@ -102,8 +102,9 @@ for name in (*by_calculus, "broken: best of the group"):
     assert torch.allclose(expected, by_calculus.get(name, left) * truth, atol=1e-6)
 
 # %% [markdown]
-# Included, (K − 1)/K of it is left, in the same direction. The best of the group, which
-# may be the answer itself, shortens some problems more than others. And a slip of one
+# Included, (K − 1)/K of it is left, in the same direction. With the best of the group
+# 1 − (1 − p)^(K − 1) is left, p the chance to be right: seldom solved problems lose
+# most. And a slip of one
 # row turns the gradient *round*: your neighbour's advantage holds −1/(K − 1) of your
 # reward, and that is all it knows of you.
 #
@@ -236,17 +237,18 @@ for K in SPLITS:
     print(f"{f'{256 // K} x {K}':<10}{dead[K]:>12.0%}{cells}")
 
 # %% [markdown]
-# In lesson 11 wrong answers held most of the squared gradient at the base, so that the
-# best constant baseline was small. Rewards of 0 and 1 without a baseline come near it,
-# by luck. Pay 0 and −1, the same task, and the luck is gone. Leave-one-out gives the
-# same advantages for both: it need not have the least noise, but does not hang on where
-# the zero lies. (Same answers in all columns, one seed; all numbers share the error of
-# one estimate of the signal.)
+# Where right answers hold little of the squared gradient (lesson 11's best constant was
+# small), rewards of 0 and 1 without a baseline come near the best one, by luck. Pay 0
+# and −1, the same task, and that luck is gone: compare the columns. Leave-one-out gives
+# the same advantages for both: it need not have the least noise, but does not hang on
+# where the zero lies. (Same answers in all columns, one seed; all numbers share the
+# error of one estimate of the signal.)
 #
 # ## Dials, and breaking it
 #
-# Runs of 4,096 answers, as in lesson 11: splits at the default learning rate, a price
-# on KL, other baselines. *Mean of another problem* loses "the same problem", and stays
+# Runs of 4,096 answers, as in lesson 11: splits at the default learning rate (chosen at
+# 32 x 8, one seed: where intervals overlap, "furthest" says little), a price on KL,
+# other baselines. *Mean of another problem* loses "the same problem", and stays
 # unbiased: no answer is in its own baseline. The two broken ones are biased.
 
 # %%
@@ -360,6 +362,8 @@ course.finish(settings, run, *ends, measure)
 
 # %% [markdown]
 # Exercises. (1) Skip dead groups and draw problems until 32 live ones are found: is it
-# still the gradient of E[r]? (No: each problem then counts by its chance to be live.)
-# (2) K = 2, rewards 0.3 and 0: show that the gradient at the reference is DPO's with
-# beta = 0.3. (tests/test_rloo.py does.) Next: GRPO divides by the group's spread.
+# still the gradient of E[r]? (Yes, over the share of live groups: dead ones added 0.
+# But redraw the *same* problem until it is live, and each gradient is divided by that
+# problem's own chance to be live: another objective.) (2) K = 2, rewards 0.3 and 0:
+# show that the gradient at the reference is DPO's with beta = 0.3. (tests/test_rloo.py
+# does.) Next: GRPO divides by the group's spread.

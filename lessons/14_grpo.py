@@ -118,9 +118,10 @@ for name, K in (("no std", 8), ("std", 8), ("std", 64)):
 # %% [markdown]
 # Without std the weight is 2 p (1 − p) (K − 1)/K, exactly: what the gradient of mean
 # accuracy asks for. With std and very many answers it goes as √(p (1 − p)), and the
-# ends of the scale count for more: that is the gradient of the mean of 2 arcsin √p,
-# another objective. But with K = 8 much of the difference is gone. A problem of
-# p = 0.05 mostly comes as a *dead* group, 8 wrong answers: 0 by any std is 0.
+# ends of the scale count for more. ∇p / √(p (1 − p)) is the slope of 2 arcsin √p: who
+# divides by std asks for the mean of *that*, not for accuracy. But with K = 8 much of
+# the difference is gone. A problem of p = 0.05 mostly comes as a *dead* group, 8 wrong
+# answers: 0 by any std is 0.
 #
 # ## Predict
 
@@ -159,8 +160,8 @@ course.show_answers(before)
 # %% [markdown]
 # ## Train
 #
-# Two passes over each draw, as the dials below advise (the paper takes one). In the
-# first pass all ratios are 1 and nothing is clipped.
+# Two passes over each draw (the paper takes one; the dials below show what more of them
+# buy, and cost). In the first, all ratios are 1 and nothing is clipped.
 
 # %%
 policy, series = run_grpo(config, settings)
@@ -199,7 +200,9 @@ print("tokens of answers:", {key: round(value, 1) for key, value in said.items()
 # *no length* one each. Then a price on KL, put into the loss token by token, in four
 # forms, at the same beta. With d = log π − log π_ref of a token:
 #
-# - k1 = d. As a *loss* its gradient is ∇ log π, whose expectation is 0.
+# - k1 = d. As a *loss* on fresh answers its gradient is 0 on average, summed over
+#   tokens. Here neither holds: dividing by the length pays for longer answers, and the
+#   second pass is stale (lesson 03). See what becomes of it.
 # - k2 = d²/2: the gradient of each choice's own KL(π ‖ ref).
 # - k3 = e^(−d) − 1 + d, the paper's: the gradient of each choice's own KL(ref ‖ π).
 # - ρ k3. At ρ = 1 its gradient is that of k2, sample by sample: only in the second pass

@@ -4,7 +4,7 @@
 # **Question.** Can a policy learn from pairs of answers alone, told only which of the
 # two was better, with no reward in the loss and no new answers while it trains?
 #
-# Read before: lesson 11 (REINFORCE) and lesson 02 (the verifier, the frontier).
+# Read before: lesson 11 (REINFORCE, KL, the frontier) and lesson 02 (the verifier).
 #
 # DPO takes pairs (chosen, rejected) and asks the policy to favour the chosen answer
 # more than a frozen *reference* does. What is gained is that training needs no sampler;
@@ -59,11 +59,11 @@ config = dpo.DPOConfig(
 # Two pairs: worked and right over terse and wrong; terse and right over careless. With
 # h = how much more the policy prefers the chosen answer than the reference does, in
 # nats, a pair weighs its two answers by β σ(−β h) and by minus that. At the start the
-# policy is the reference, h = 0 and the weight β/2, for every pair. (Times the number
-# of answers, per pair twice, as in the other rows.)
+# policy is the reference, h = 0 and the weight is β/2 for every pair. (The table
+# multiplies by the 4 answers, the loss is a mean over 2 pairs: it shows β.)
 #
 # In the second row the policy has made the wrong terse answer e^8 times as rare. That
-# pair is told apart, so it pulls no longer; a reward would go on pulling.
+# pair is told apart, so it hardly pulls any longer; a reward would go on pulling.
 
 # %%
 tokens, mask, rewards = course.by_hand(tokenizer)
@@ -79,7 +79,7 @@ for name, gone in (("at the reference", 0.0), ("first pair told apart", 8.0)):
     weights = -4 * policy_sums.grad  # (4,)
     pull = 2 * config.beta / (1 + np.exp(config.beta * np.array([gone, 0])))  # (2,)
     assert np.allclose(weights, [*pull, *-pull], atol=1e-5)
-    assert gone or abs(loss.item() - np.log(2)) < 1e-6  # no reference would do that
+    assert gone or abs(loss.item() - np.log(2)) < 1e-6  # else: no reference
     rows[f"DPO, {name} (x B)"] = weights
 hand = course.hand_table(settings.lesson, rows)
 
@@ -91,7 +91,7 @@ hand = course.hand_table(settings.lesson, rows)
 #
 # ## Predict
 #
-# Every step makes chosen answers likelier *compared with* rejected ones.
+# Every step pushes chosen answers to be likelier *compared with* rejected ones.
 
 # %%
 print("log π of the chosen answers, at a round's end: how many nats up or down?")
@@ -166,8 +166,9 @@ course.predict("Chosen answers, nats:", my_guess, shifts["chosen"])
 # The loss sees a *difference*. It is content when the chosen answer falls, if only the
 # rejected one falls further. And there is little room above: over the reference's own
 # answers to a question, the mean of log π − log reference is −KL(reference ‖ π), never
-# above 0; over its right answers alone it is at most −log of their share, which takes
-# that all wrong ones are gone and all right ones gained alike. Below there is no floor.
+# above 0; over its right answers alone it is at most −log of their share, reached
+# only if all wrong ones vanish and all right ones gain alike. Downwards there is no
+# limit.
 #
 # So whose gain is it? The base answers test questions, and each answer is scored by
 # the base and by the trained policy. Beside that, the share of such answers before and
@@ -228,7 +229,8 @@ if "all" in where:
 #
 # One round of 4,096 answers each, unless it says otherwise; one seed, judged on
 # validation. A small *beta* is a long leash: the loss is content only at a larger h.
-# *cDPO* doubts every tenth preference, *IPO* pulls h to 1/(2β) and no further.
+# *cDPO* doubts every tenth preference, *IPO* pulls h to 1/(2β), half a nat at beta 1,
+# and no further.
 #
 # *Given* pairs come from a teacher: a worked answer over one in another style, for the
 # same problem. Terse ones are right too: nothing but the style is preferred.
@@ -367,7 +369,9 @@ for name in [name for name in dials if name.startswith("beta")]:
 once, often = (dials.get(name) for name in (default, "4 rounds of 1,024"))
 if once and often:
     (a, *_), (b, *_) = once["accuracy"], often["accuracy"]
-    verdict = "fresher pairs did better" if b > a else "fresher pairs did not do better"
+    apart = once["accuracy"][1] > often["accuracy"][2]
+    apart |= often["accuracy"][1] > once["accuracy"][2]
+    verdict = "apart" if apart else "not clearly apart"
     print(f"- The same 4,096 answers, once {a:.3f}, in four rounds {b:.3f}: {verdict}.")
 ends = [bootstrap(e.sampled.correct.mean(1)) for e in (before, after)]
 measure = "sampled accuracy on test problems, 95 % over problems"
@@ -376,8 +380,9 @@ course.finish(settings, run, *ends, measure)
 # %% [markdown]
 # Exercises. (1) Swap chosen and rejected in `dpo_loss`: is the first loss still log 2?
 # (Yes; only the direction is wrong. That number checks the reference, not the sign.)
-# (2) Add −0.1 · mean log π(chosen) to the loss. (The chosen answers stop falling: the
-# cure of several papers. Whether accuracy gains is for you to measure.) (3) Include the
-# prompt in the mask. (Nothing changes: log π(prompt) cancels between the two answers.)
+# (2) At beta 0.1, add −0.1 · mean log π(chosen) to the loss. (Where chosen answers
+# fall, this holds them up: the cure of several papers. Whether accuracy gains is for
+# you to measure.) (3) Include the prompt in the mask. (Nothing changes: log π(prompt)
+# cancels between the two answers.)
 #
-# Next: RRHF, which ranks answers without any reference.
+# Next: lesson 33 (RRHF), which ranks answers without any reference.

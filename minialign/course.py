@@ -379,7 +379,7 @@ def report(
 
     `curve` is (completions generated, sampled accuracy) over training. The *gap* leads
     from the base to the base forced to work. `area` is the mean height of the curve.
-    The *frontier* is the most accuracy that the measured KL can buy (lesson 02).
+    The *frontier* is the most accuracy that the measured KL can buy (lesson 03).
     """
     test = before.sampled.problems
     forced = sample_answers(

@@ -1,0 +1,421 @@
+# %% [markdown]
+# # Lesson 33: Ranking one's own answers (RRHF)
+#
+# **Question.** If a policy is taught to find its right answers likelier than its wrong
+# ones, *per token*, will it also give right answers more often?
+#
+# Read before: lesson 10 (rejection sampling) and lesson 30 (DPO).
+#
+# RRHF draws K answers to a problem and compares each right one with each wrong one. As
+# its *score* an answer has the mean log-probability of its tokens. Where a wrong answer
+# scores higher, the *ranking loss* pushes the two past each other and then lets go; and
+# one right answer is imitated. No reference, no value model, no ratio.
+#
+# You will see: which pairs are in the wrong order before any training; what ranking
+# does alone, and imitation alone; whose answers to rank; and what a length is good for.
+#
+# Time: `quick` about 100 s on two CPU cores; `full` some ten minutes a seed there (the
+# dials are in seed 0). Memory: about 2 GB.
+
+# %%
+import copy
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+# %%
+import itertools
+import time
+from collections import defaultdict
+from dataclasses import asdict, replace
+from random import Random
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from minialign import checkpoint, course, plotting
+from minialign.algorithms import rrhf
+from minialign.evaluation import bootstrap
+from minialign.logprobs import masked_sum, token_logprobs
+from minialign.problems import demonstration, style_of, verify
+from minialign.rewards import score, verifier
+from minialign.sampling import Rollout, generate
+
+# %%
+settings = course.setup(__file__)
+tokenizer = course.load_tokenizer()
+reference = course.load_policy(tokenizer, settings.device).requires_grad_(False)
+base = course.base_facts()
+config = rrhf.RRHFConfig(
+    rounds=settings.pick(2, 1, 4),
+    prompts=settings.pick(4, 512, 512),
+    samples=settings.pick(4, 8, 8),
+    updates=settings.pick(1, 16, 16),
+    batch=settings.pick(2, 32, 32),
+)
+
+# %% [markdown]
+# ## By hand
+#
+# Four answers to one question, two right, two wrong: four pairs. p is the mean
+# log-probability of a token. A pair in which the wrong one has the higher p gives
+# −∇p to the wrong one and +∇p to the right one; and ∇p is ∇ log π divided by the
+# *length*: the shorter the answer, the harder each of its tokens is moved.
+
+# %%
+tokens, mask, rewards = course.by_hand(tokenizer)
+with torch.no_grad():
+    scored = reference, tokens.to(settings.device), mask.to(settings.device)
+    logprobs = token_logprobs(*scored).cpu()  # (4, S)
+p, pushes = rrhf.scores(logprobs, mask).tolist(), [0] * 4
+print("p:", "  ".join(f"{x:.3f}" for x in p), " lengths:", mask.sum(1).tolist())
+for right, wrong in itertools.product((0, 1), (2, 3)):
+    if p[wrong] + config.margin > p[right]:
+        pushes[right] += 1
+        pushes[wrong] -= 1
+by_hand = torch.tensor(pushes) / mask.sum(1)
+imitated = torch.tensor([1.0, 0, 0, 0]) / mask.sum(1)  # the first of the right ones
+rows = {}
+for name, weight, expected in (
+    ("RRHF, ranking alone", 0.0, by_hand),
+    ("RRHF, with imitation", config.sft_weight, by_hand + config.sft_weight * imitated),
+):
+    leaf = logprobs.clone().requires_grad_()
+    options = {"sft_weight": weight, "margin": config.margin}
+    rrhf.rrhf_loss(leaf, rewards[None], mask, **options).backward()
+    assert torch.allclose(-leaf.grad, torch.where(mask, expected[:, None], 0.0))
+    rows[name] = expected
+hand = course.hand_table(settings.lesson, rows)
+
+# %% [markdown]
+# ## Predict
+
+# %%
+print("A pair is a right and a wrong answer of the base to one problem. In how many")
+print("pairs does the wrong one have the higher score?")
+my_guess = 0.5  # edit me
+
+# %% [markdown]
+# ## One run
+#
+# A round draws 512 x 8 answers and takes 16 steps, each on 32 problems with all their
+# answers. The mean reward of a draw is the sampled accuracy *before* it is learnt from.
+
+
+# %%
+def run_rrhf(config: rrhf.RRHFConfig, settings, answers=None, **options) -> tuple:
+    """The trained policy and its series; `answers` writes them instead of drawing."""
+    policy = copy.deepcopy(reference).requires_grad_(True)
+    problems = course.stream(settings.seed, config.rounds * config.prompts)
+    given = answers(config, settings) if answers else ()
+    series, start = {}, time.perf_counter()
+    training = rrhf.train(
+        policy, tokenizer, problems, verifier, config, given=given,
+        generator=settings.generator("sampling"), reference=reference, **options,
+    )  # fmt: skip
+    for metrics in tqdm(training, total=config.rounds * config.updates, disable=None):
+        clock = {"seconds": time.perf_counter() - start}
+        course.keep_series(series, metrics | clock)
+    series["accuracy"] = series.get("reward", [])
+    return policy, series
+
+
+# %% [markdown]
+# ## Before
+
+# %%
+before = course.exam(settings, tokenizer, reference, "before")
+course.show_answers(before)
+
+# %% [markdown]
+# ## What does the base score highest?
+#
+# Fresh answers of the base, sorted by style and by right or wrong.
+
+# %%
+Weighed = list[list[tuple[str, float, float, int]]]  # per problem, per answer
+
+
+def weigh(policy: torch.nn.Module) -> Weighed:
+    """Each answer's kind, mean and sum of log-probs, tokens."""
+    asked, found = course.stream(settings.seed + 1, settings.pick(4, 128, 256)), []
+    rollout = generate(
+        policy, [tokenizer.encode_prompt(problem.question) for problem in asked],
+        eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, max_new_tokens=128,
+        samples=8, generator=settings.generator("weigh"),
+    )  # fmt: skip
+    sums = masked_sum(rollout.logprobs, rollout.mask).tolist()
+    for row, ids in enumerate(rollout.responses()):
+        problem, text = asked[row // 8], tokenizer.decode_response(ids)
+        right = verify(problem, text) and not rollout.truncated[row]
+        kind = style_of(problem, text) + (", right" if right else ", wrong")
+        found.append((kind, sums[row] / len(ids), sums[row], len(ids)))
+    return [found[i : i + 8] for i in range(0, len(found), 8)]
+
+
+# %%
+def tabulate(weighed: Weighed) -> dict[str, list[float]]:
+    """kind: share of answers, mean score, mean sum, mean tokens."""
+    kinds, total = defaultdict(list), sum(map(len, weighed))
+    for kind, *numbers in itertools.chain(*weighed):
+        kinds[kind].append(numbers)
+    table = {k: [len(v) / total, *np.mean(v, 0).tolist()] for k, v in kinds.items()}
+    return dict(sorted(table.items(), key=lambda item: -item[1][0]))
+
+
+# %%
+def compare(weighed: Weighed, column: int) -> dict[str, list[int]]:
+    """'right kind > wrong kind': pairs, and those that stand in the wrong order."""
+    pairs = defaultdict(lambda: [0, 0])
+    for answers in weighed:
+        for w, l in itertools.product(answers, answers):
+            if w[0].endswith("right") and l[0].endswith("wrong"):
+                counts = pairs[f"{w[0][:-7]} > {l[0][:-7]}"]
+                counts[0] += 1
+                counts[1] += l[column] > w[column]
+    return dict(sorted(pairs.items(), key=lambda item: -item[1][0]))
+
+
+weighed = weigh(reference)
+kinds, pairs, by_sums = tabulate(weighed), compare(weighed, 1), compare(weighed, 2)
+print(f"{'kind':<18}{'share':>7}{'mean':>9}{'sum':>8}{'tokens':>8}")
+for kind, row in kinds.items():
+    print(f"{kind:<18}{row[0]:>7.3f}{row[1]:>9.3f}{row[2]:>8.2f}{row[3]:>8.1f}")
+total = sum(n for n, _ in pairs.values())
+print(f"\n{'right > wrong':<24}{'share':>7}   in the wrong order by mean, by sum")
+for name, (n, wrong) in pairs.items():
+    share, sums = n / max(total, 1), by_sums[name][1] / n
+    print(f"{name:<24}{share:>7.3f}{wrong / n:>10.2f}{sums:>8.2f}")
+violated = sum(wrong for _, wrong in pairs.values()) / max(total, 1)
+course.predict("Share of pairs in the wrong order:", my_guess, violated)
+
+# %% [markdown]
+# A worked answer has many tokens that could hardly be others; a terse one has few, and
+# its number is a guess. Where worked answers lead in the means above, the ranking loss
+# has nothing to ask of them, *however seldom they are given*: an order of means says
+# little about odds. What is left to push are the pairs in the wrong order, and in those
+# the policy may learn to lift the terse. (The tests have an exact world in which the
+# loss is 0 and accuracy 16 %.)
+#
+# ## Train
+
+# %%
+policy, series = run_rrhf(config, settings)
+if settings.preset != "smoke":
+    checkpoint.save_model(settings.policy_path, policy, tokenizer)
+columns = "reward", "violated", "score_right", "score_wrong", "tied", "unanswered"
+print("round" + "".join(f"{name:>13}" for name in columns))
+for i in range(0, len(series["round"]), config.updates):
+    row = [np.mean(series[name][i : i + config.updates]) for name in columns]
+    print(f"{series['round'][i]:>5}" + "".join(f"{value:>13.3f}" for value in row))
+
+# %% [markdown]
+# ## After
+
+# %%
+after = course.exam(settings, tokenizer, policy, "after")
+course.show_answers(after)
+draws = slice(None, None, config.updates)
+drawn, each = series["completions"][-1], config.prompts * config.samples
+curve = (
+    [done - each for done in series["completions"][draws]] + [drawn],
+    series["accuracy"][draws] + [float(after.sampled.correct.mean())],
+)
+run = {"config": asdict(config), "series": series, "hand": hand, "curve": curve}
+run |= {"kinds": kinds, "pairs": pairs, "pairs_by_sums": by_sums}
+run |= course.report(settings, tokenizer, policy, reference, before, after, curve)
+
+# %% [markdown]
+# ## Dials, and breaking it
+#
+# All see 4,096 answers in 16 steps, judged on validation, with one seed. Adam hardly
+# cares how long a gradient is, only which of its two terms is the longer: the ranking
+# sums over up to 16 pairs of a problem, imitation is a mean over tokens.
+# The paper's three sources of answers: *given* by others, *own, once*, *own, in
+# rounds*. Here the others write the four kinds of "By hand" to each of 1,024 problems.
+
+
+# %%
+DEFAULT, PAPER = "lr 8e-4, imitation x 100", "imitation x 1, the paper's"
+
+
+def unranked(logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Every answer scores alike: no pair lacks anything, imitation is left."""
+    return 0.0 * rrhf.scores(logprobs, mask)
+
+
+def padded_width(logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Broken, as in the authors' code: the width of the batch as everyone's length."""
+    return rrhf.summed_scores(logprobs, mask) / mask.shape[1]
+
+
+def four_kinds(text: str, random: Random) -> list[str]:
+    """A worked answer, and from it a terse, a mistaken terse and a careless one."""
+    *lines, last = text.split("\n")
+    value = int(last.removeprefix("#### "))
+    dropped = [*lines[:-1], f"#### {lines[-2].split('=')[1].removesuffix('>>')}"]
+    texts = [text, last, f"#### {value + random.randint(1, 9)}", "\n".join(dropped)]
+    return random.sample(texts, 4)  # in no order: the first right one is imitated
+
+
+# %%
+def as_rollout(asked: list, texts: list[str]) -> Rollout:
+    """Texts that the policy did not write; their log-probs when written are nan."""
+    prompts = [tokenizer.encode_prompt(p.question) for p in asked for _ in range(4)]
+    ids = [tokenizer.encode_response(text) for text in texts]
+    starts = torch.tensor([len(prompt) for prompt in prompts])  # (B,)
+    ends = starts + torch.tensor([len(answer) for answer in ids])  # (B,)
+    tokens = torch.full((len(ids), int(ends.max())), tokenizer.pad_id)  # (B, T)
+    for row, (prompt, answer) in enumerate(zip(prompts, ids, strict=True)):
+        tokens[row, : ends[row]] = torch.tensor(prompt + answer)
+    places = torch.arange(tokens.shape[1] - 1)  # (S,)
+    mask = (places >= starts[:, None] - 1) & (places < ends[:, None] - 1)  # (B, S)
+    unknown, cut = torch.full(mask.shape, torch.nan), torch.zeros(len(ids)).bool()
+    parts = [x.to(settings.device) for x in (tokens, mask, unknown, starts, cut)]
+    return Rollout(*parts, temperature=1.0, samples=4)
+
+
+# %%
+def teachers(config: rrhf.RRHFConfig, settings) -> list[tuple[Rollout, torch.Tensor]]:
+    """As many answers as a round draws: 4 to each problem, in as many batches."""
+    random, batches = Random(settings.seed), []
+    rows = (demonstration(settings.seed, "train", 10_000_000 + i) for i in range(10**6))
+    worked = (x for x in rows if x.style == "worked" and x.problem.steps > 1)
+    for _ in range(config.prompts // config.batch):
+        batch = list(itertools.islice(worked, config.batch * config.samples // 4))
+        texts = [text for x in batch for text in four_kinds(x.answer, random)]
+        asked = [x.problem for x in batch]
+        rollout = as_rollout(asked, texts)
+        rewards = score(verifier, asked, rollout, tokenizer).view(-1, 4)
+        batches.append((rollout, rewards))
+    return batches
+
+
+# %%
+short = replace(config, rounds=1)
+alone = replace(short, sft_weight=0.0)
+parts = settings.pick(1, 4, 4)  # the same answers and steps, in more rounds
+size, steps = config.prompts // parts, config.updates // parts
+iterated = replace(short, rounds=parts, prompts=size, updates=steps)
+trials = {  # name: (config, other arguments)
+    "lr 4e-4, imitation x 10": (replace(short, lr=4e-4, sft_weight=10.0), {}),
+    "lr 4e-4, imitation x 30": (replace(short, lr=4e-4, sft_weight=30.0), {}),
+    DEFAULT: (replace(short, lr=8e-4), {}),
+    "lr 1.6e-3": (replace(short, lr=1.6e-3), {}),
+    "imitation x 10": (replace(short, sft_weight=10.0), {}),
+    "imitation x 1000": (replace(short, sft_weight=1000.0), {}),
+    PAPER: (replace(short, sft_weight=1.0), {}),
+    "ranking alone": (alone, {}),
+    "imitation alone": (short, {"scoring": unranked}),
+    "ranking sums": (short, {"scoring": rrhf.summed_scores}),
+    "broken: padded width": (alone, {"scoring": padded_width}),
+    "given answers": (short, {"answers": teachers}),
+    "own answers, 4 rounds": (iterated, {}),
+}
+
+# %%
+dials = course.run_dials(settings, tokenizer, reference, trials, run_rrhf)
+course.print_dials(dials)
+
+# %% [markdown]
+# ## The figures
+#
+# The message, its price, and which pairs the base already has in the right order.
+
+# %%
+(was, *_), (now, *_) = run["sampled"]
+figure, axes = plotting.new_figure(
+    3,
+    f"RRHF: {was:.2f} to {now:.2f} right; ranked by mean log-probability, "
+    f"{1 - violated:.0%} of the base's pairs were in order",
+)
+rise, price, asks = axes
+runs = course.runs_on_record(settings, run)
+plotting.draw_rise(rise, runs, run, settings.preset, base, "RRHF")
+plotting.draw_price(price, runs or [run], course.base_success(), base)
+shown = list(pairs.items())[:7]
+counts = np.array([n for _, (n, _) in shown]) / max(total, 1)
+broken = np.array([wrong for _, (_, wrong) in shown]) / max(total, 1)
+places = np.arange(len(shown))
+asks.barh(places, counts, color="#c9d6df", label="all")
+asks.barh(places, broken, color=plotting.COLORS[1], label="in the wrong order")
+asks.set_yticks(places, [name for name, _ in shown], fontsize=9)
+asks.set(xlabel="share of pairs, right > wrong", ylim=(len(shown) - 0.5, -0.5))
+asks.legend(loc="lower right")
+asks.set_title("what ranking has to ask of the base")
+plotting.save_figure(figure, settings.figure_path)
+
+# %% [markdown]
+# The dials; what the answers became under some of them; and what training did to the
+# scores. The ranking loss wants the two lines apart, not right answers frequent.
+
+# %%
+figure, axes = plotting.new_figure(3, "Whose answers, how much imitation", height=4.6)
+accuracy, mix, order = axes
+plotting.draw_dials(accuracy, dials)
+bottom = np.zeros(len(dials))
+for style, color in plotting.STYLE_COLORS.items():
+    share = np.array([dial["styles"][f"style_{style}"] for dial in dials.values()])
+    mix.barh(range(len(dials)), share, left=bottom, color=color, label=style)
+    bottom += share
+mix.set(xlabel="share of answers", ylim=(len(dials) - 0.5, -0.5), yticks=[])
+mix.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, fontsize=8)
+for kind, color in (("right", plotting.COLORS[2]), ("wrong", plotting.COLORS[1])):
+    line = series["update"], series[f"score_{kind}"]
+    order.plot(*line, color=color, label=f"{kind} answers")
+order.set(xlabel="optimiser step", ylabel="mean score, nats a token")
+order.legend()
+dials_path = settings.figure_path.with_name(f"{settings.lesson}_dials.png")
+plotting.save_figure(figure, dials_path)
+
+# %% [markdown]
+# ## What we saw
+
+# %%
+lead = {k: row[1] for k, row in kinds.items() if k in ("worked, right", "terse, wrong")}
+tied, unanswered = (np.mean(series[name][-config.updates :]) for name in columns[-2:])
+print(f"""
+- Sampled accuracy went from {was:.2f} to {now:.2f}: {run["gap_closed"][0]:.0%} of the
+  way to the base forced to work, at {run["kl"][0]:.2f} nats.
+- Before training {violated:.0%} of the pairs stood in the wrong order. Mean scores:
+  {", ".join(f"{kind} {score:.3f}" for kind, score in lead.items())}.
+- Answers went from {run["length"][0][0]:.0f} to {run["length"][1][0]:.0f} tokens.
+- In the last round {tied:.0%} of the problems had no pair, {unanswered:.0%} none right.
+""")
+
+
+def against(a: str, b: str, what: str) -> None:
+    """Two trials side by side, and whether their intervals part them."""
+    if {a, b} <= dials.keys():
+        (x, *ours), (y, *theirs) = dials[a]["accuracy"], dials[b]["accuracy"]
+        above, below = ours[0] > theirs[1], ours[1] < theirs[0]
+        verdict = "above" if above else "below" if below else "not clearly apart from"
+        print(f"- {what}:\n  {a}, {x:.3f}, is {verdict} {b}, {y:.3f}.")
+
+
+# %%
+against("imitation alone", "ranking alone", "Either term by itself")
+against(DEFAULT, "imitation alone", "What ranking adds to imitation")
+against(DEFAULT, PAPER, "More imitation than the paper's")
+against("ranking sums", DEFAULT, "Sums for means")
+against(DEFAULT, "given answers", "Own answers or others'")
+against("own answers, 4 rounds", DEFAULT, "Fresh answers, as many in all")
+for name in ("ranking alone", "broken: padded width", "imitation alone"):
+    if name in dials:
+        dial, norm = dials[name], np.median(dials[name]["series"]["grad_norm"])
+        norm /= dial["config"]["sft_weight"] or 1
+        print(f"- {name}: {dial['length']:.0f} tokens an answer, greedy "
+              f"{dial['greedy'][0]:.2f}, KL {dial['kl'][0]:.2f}; median length of the "
+              f"gradient {norm:.2g}, at weight 1.")  # fmt: skip
+ends = [bootstrap(taken.sampled.correct.mean(1)) for taken in (before, after)]
+measure = "sampled accuracy on test problems, 95 % over problems"
+course.finish(settings, run, *ends, measure)
+
+# %% [markdown]
+# Exercises. (1) Rank the four hand-made answers by `rrhf.summed_scores`. (Each token
+# can only lower a sum: the worked one leads if all its tokens together cost fewer nats
+# than the few of the terse one.) (2) Why is a margin of 1 nat *per token* much? (On
+# average a token of the better answer must be e times as likely as one of the worse.
+# Sure tokens have no room to rise: most of it must come from pushing the worse down.)
