@@ -3,15 +3,13 @@
 #
 # **Question.** Where does each method of this course go when nothing is left to chance?
 #
-# Read before: lesson 02 (the verifier). Come back when you have met the methods.
-# *KL*(π ‖ ref), in nats, says how far π has moved from the reference: the mean of
-# log π(answer) − log ref(answer) over π's own answers.
+# Read before: lesson 02; come back when you have met the methods. *KL*(π ‖ ref), nats:
+# the mean of log π(answer) − log ref(answer) over π's own answers, its way from ref.
 #
 # One question with 15 possible answers, and a policy that can give them any chances.
 # Expectations are sums over the 15, over their pairs, or over groups of three: there is
-# no noise. You will see the best policy and what it costs; which estimate of the KL has
-# which gradient; and every method walking along its own *expected* gradient, computed
-# by the library's own losses, to its end. Time: half a minute on one core.
+# no noise. You will see the best policy, which KL estimate has which gradient, and all
+# methods walking along their own *expected* gradients. Time: half a minute, one core.
 
 # %%
 import sys
@@ -34,8 +32,7 @@ from minialign.evaluation import Estimate, binary_kl, frontier_at
 from minialign.logprobs import kl_k1, kl_k2, kl_k3, kl_ratio_k3, masked_sum
 
 settings = course.setup(__file__)
-steps = settings.pick(12, 800, 800)
-beta = 0.3  # reward paid for a nat of KL
+steps, beta = settings.pick(12, 800, 800), 0.3  # beta: reward paid for a nat of KL
 
 # %% [markdown]
 # ## The world
@@ -273,8 +270,8 @@ course.predict("Best accuracy one nat away:", my_guess, frontier_at(np.array([p]
 # Each follows its expected gradient for as many steps. Pairs are in order, for DPO;
 # groups of three count once for all their orders. `redraw`: the steps between two draws
 # of answers. `paid`: r − β k1. PPO's critic says 0 (λ = 1). "Sure" labels never err, BT
-# (Bradley-Terry) ones prefer w to l with chance σ(r_w − r_l). "Plain" GRPO divides by
-# neither spread nor length. *Wasted*: nats beyond the frontier's for the same reward.
+# (Bradley-Terry) ones prefer w with chance σ(r_w − r_l). "Plain" GRPO divides by
+# nothing. *Wasted*: nats beyond the frontier's for the same reward.
 
 # %%
 pairs = torch.tensor(list(product(range(15), repeat=2)))  # (225, 2)
@@ -420,6 +417,4 @@ before, after = (Estimate(x, x, x) for x in (p, (chances(star) @ right).item()))
 course.finish(settings, run, before, after, "exact chance to be right: no noise")
 
 # %% [markdown]
-# Exercises. (1) Give `ppo.gae` λ = 0.5. (Early tokens are told too little by a critic
-# that says 0: it ends elsewhere.) (2) Which β has plain GRPO? (0.45: a mean of 3 that
-# holds its own answer leaves 2/3 of r. And it has the other KL.) Next: lesson 10.
+# Exercise. Which β has plain GRPO? (0.45: 2/3 of r is left. And the other KL.)

@@ -416,6 +416,5 @@ course.finish(settings, run, *ends, measure)
 # %% [markdown]
 # Exercises. (1) Rank the four hand-made answers by `rrhf.summed_scores`. (Each token
 # can only lower a sum: the worked one leads if all its tokens together cost fewer nats
-# than the few of the terse one.) (2) Why is a margin of 1 nat *per token* much? (On
-# average a token of the better answer must be e times as likely as one of the worse.
-# Sure tokens have no room to rise: most of it must come from pushing the worse down.)
+# than the few of the terse one.) (2) Why is a margin of 1 nat *per token* much? (Sure
+# tokens have no room to rise: most of it must come from pushing the worse down.)
