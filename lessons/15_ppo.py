@@ -125,7 +125,7 @@ class NoCritic(torch.nn.Module):
         return torch.zeros_like(hidden[..., 0])
 
 
-def run_ppo(config: ppo.PPOConfig, settings, layout="shared", **options) -> tuple:
+def run_ppo(config: ppo.PPOConfig, settings, layout="own", **options) -> tuple:
     """From the base: the trained policy and its series."""
     policy = copy.deepcopy(reference).requires_grad_(True)
     critic = NoCritic() if layout == "none" else ppo.Critic(policy, layout == "shared")
@@ -155,7 +155,7 @@ course.show_answers(before)
 # %%
 state = {}
 policy, series = run_ppo(config, settings, state=state)
-critic = ppo.Critic(policy, shared=True)
+critic = ppo.Critic(policy)
 critic.load_state_dict(state["critic"])
 if settings.preset != "smoke":
     checkpoint.save_model(settings.policy_path, policy, tokenizer)
@@ -246,7 +246,7 @@ trials = {  # name: (config, other arguments)
     "λ 1": (replace(short, lam=1.0), {}),
     "λ 0": (replace(short, lam=0.0), {}),
     "λ 0.5": (replace(short, lam=0.5), {}),
-    "own network": (short, {"layout": "own"}),
+    "shared trunk": (short, {"layout": "shared"}),
     "not whitened": (short, {"scale": as_they_are}),
     "no critic": (replace(short, lam=1.0), {"layout": "none"}),
     "broken: 4 epochs, no clip": (free, {}),
@@ -263,7 +263,7 @@ course.print_dials(dials)
 
 # %%
 default = next(name for name, trial in trials.items() if trial == (short, {}))
-names = {default: "shared trunk", "own network": "own network", "no critic": "none"}
+names = {default: "own network", "shared trunk": "shared trunk", "no critic": "none"}
 rivals = {names[key]: dials[key] for key in names if key in dials}
 shortest = min((row["seconds"] for row in rivals.values()), default=0.0)
 for name, row in rivals.items():
@@ -304,7 +304,7 @@ figure, axes = plotting.new_figure(3, "λ, the critic's home, and the clip", wid
 accuracy, knows, leash = axes
 plotting.draw_dials(accuracy, dials)
 knows.plot(series["completions"], plotting.smoothed(known, 5), "k", label="this run")
-for color, name in zip(plotting.COLORS, ("λ 0", "λ 1", "own network"), strict=False):
+for color, name in zip(plotting.COLORS, ("λ 0", "λ 1", "shared trunk"), strict=False):
     if name in dials:
         trace = dials[name]["series"]
         line = plotting.smoothed(trace["explained_variance"], 5)
@@ -332,7 +332,7 @@ print(f"""
 - At the careless #### the guess changes by {-fall:+.2f}. No reward ever came there: the
   critic learned it from the ends of many answers.
 - Explained variance, first and last quarter: {quarters[0]}, {quarters[-1]}.""")
-for one, two, pair in (("shared trunk", "none", rivals), (*names, fours)):
+for one, two, pair in (("own network", "none", rivals), (*names, fours)):
     if one in pair and two in pair:
         (a, *_), (b, *_) = pair[one]["accuracy"], pair[two]["accuracy"]
         word = "above" if a > b else "not above"

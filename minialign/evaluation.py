@@ -356,6 +356,24 @@ def style_shares(
     return {f"style_{name}": counts[name] / len(texts) for name in names}
 
 
+def answer_metrics(
+    problems: Sequence[Problem], rollout: Rollout, rewards: Tensor, tokenizer: Tokenizer
+) -> dict[str, float]:
+    """What every algorithm reports of the answers it drew, before learning from them.
+
+    reward (mean over answers), truncated (share without EOS), length (mean tokens, EOS
+    included), style_<name> (shares). Shapes: P problems, rewards of P x K answers.
+    """
+    texts = [tokenizer.decode_response(ids) for ids in rollout.responses()]
+    asked = [problem for problem in problems for _ in range(rollout.samples)]
+    return {
+        "reward": rewards.mean().item(),
+        "truncated": rollout.truncated.float().mean().item(),
+        "length": rollout.lengths().float().mean().item(),
+        **style_shares(asked, texts),
+    }
+
+
 def reward_variance_share(rewards: np.ndarray, *, seed: int = 0) -> Estimate:
     """Which share of the rewards' variance lies between problems: between / total.
 

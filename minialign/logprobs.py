@@ -1,10 +1,11 @@
 """Log-probabilities of tokens, sums over the live ones, KL estimates, and their checks.
 
-Four kinds of function every algorithm stands on:
+Five kinds of function every algorithm stands on:
 
     token_logprobs, logprobs_from_logits            what the policy gave to each token
     masked_sum, masked_mean, token_mean, ...        many slots -> one number
     kl_k1, kl_k2, kl_k3, kl_ratio_k3, exact_kl      how far from the reference
+    probability_ratio                               how far from the sampling policy
     check_shapes, check_mask, check_live, ...       what a loss asks of its inputs first
 
 Slot s of a (B, S) tensor scores the choice of `tokens[:, s + 1]`, and S = T - 1; `mask`
@@ -18,7 +19,7 @@ import math
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 LARGEST_EXPONENT = 80.0  # nats; float32 overflows to inf at exp(88.7)
 
@@ -255,10 +256,22 @@ def kl_ratio_k3(
     Source: huggingface/trl, pull request 6503.
     """
     k3 = kl_k3(logprobs, ref_logprobs, mask)
+    return probability_ratio(logprobs, old_logprobs, mask) * k3
+
+
+def probability_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """ratio = π / π_old of each token: exactly 1 at masked slots and where they agree.
+
+    Shapes: all (B, S) -> (B, S). Gradient: through logprobs only, the ratio itself.
+    Raises: as `check_mask` and `check_logprobs`; ValueError where
+        logprobs - old_logprobs > 80 nats, which float32 could not hold.
+    """
+    check_mask(mask)
+    check_logprobs("logprobs", logprobs, mask)
     check_logprobs("old_logprobs", old_logprobs, mask)
     log_ratio = torch.where(mask, logprobs - old_logprobs.detach(), 0.0)  # (B, S)
     _check_exponent("logprobs - old_logprobs", log_ratio)
-    return torch.exp(log_ratio) * k3
+    return log_ratio.exp()
 
 
 def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
@@ -355,6 +368,21 @@ def check_rows(name: str, x: Tensor, mask: Tensor) -> None:
     rows = torch.ones_like(mask[:, 0])  # (B,)
     check_shapes(**{"the first column of mask": rows, name: x})
     check_live(name, x, rows)
+
+
+def check_reference(
+    policy: nn.Module, reference: nn.Module | None, needed: str = ""
+) -> None:
+    """The reference shares no weights with the policy, or it would move along.
+
+    Raises: ValueError if it does, or if there is none and `needed` says what needs it.
+    """
+    if reference is None and needed:
+        raise ValueError(f"reference: {needed}, so a reference is needed")
+    if reference is not None:
+        ours = {weight.data_ptr() for weight in policy.parameters()}
+        if any(weight.data_ptr() in ours for weight in reference.parameters()):
+            raise ValueError("reference: shares weights with the policy; pass a copy")
 
 
 def _refuse(name: str, x: Tensor, bad: Tensor, allowed: str) -> None:

@@ -9,16 +9,21 @@ rollout's temperature, and scoring the rollout at that temperature repeats them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from minialign.logprobs import Model, token_logprobs
 from minialign.model import GPT, KVCache
 
 LOOK_EVERY = 4  # steps between looks at which rows have ended: each makes a GPU wait
 DROP_SHARE = 0.25  # a smaller share of ended rows stays: copying the cache is not free
+
+
+Example = tuple[list[int], list[int]]  # ids: prompt, response ending in EOS
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,69 @@ class Rollout:
         order = (self.prompt_lengths + self.lengths()).argsort(stable=True)
         return list(order.split(size))
 
+    def deal(
+        self, epochs: int, minibatches: int, micro_batch: int, dealer: torch.Generator
+    ) -> list[list[Tensor]]:
+        """For each optimiser step of all epochs, the rows of each of its micro-batches.
+
+        Every epoch deals the rows anew to its minibatches; one minibatch needs no lots.
+        """
+        order, steps = torch.arange(len(self.tokens), device=dealer.device), []
+        for _ in range(epochs):
+            if minibatches > 1:
+                order = torch.randperm(
+                    len(order), generator=dealer, device=dealer.device
+                )
+            for rows in order.to(self.tokens.device).tensor_split(minibatches):
+                parts = self.select(rows).micro_batches(micro_batch)
+                steps.append([rows[part] for part in parts])
+        return steps
+
+    def to(self, device: torch.device) -> "Rollout":
+        """The same rollout there."""
+        tensors = {k: x for k, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **{k: x.to(device) for k, x in tensors.items()})
+
+
+@torch.no_grad()
+def rescore(model: Model, rollout: Rollout, parts: Iterable[Tensor]) -> Tensor:
+    """Log-probs as training computes them, in its own parts: the same bits.
+
+    Shapes: parts: rows, together all B -> (B, S), 0 where masked. Gradient: none.
+    """
+    logprobs = torch.zeros_like(rollout.logprobs)  # (B, S)
+    for rows in parts:
+        part = rollout.select(rows)
+        scored = model, part.tokens, part.mask, rollout.temperature
+        logprobs[rows, : part.mask.shape[1]] = token_logprobs(*scored)
+    return logprobs
+
+
+def collate(
+    examples: Sequence[Example], pad_id: int, learn_prompt: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Given answers in a rollout's shape: right-padded tokens (B, T), mask (B, S).
+
+    The mask is True where the *predicted* token belongs to the response, EOS included;
+    with `learn_prompt` also where it belongs to the prompt.
+
+    Raises: ValueError for no examples, an empty prompt or an empty response.
+    """
+    if not examples:
+        raise ValueError("examples: got none, need at least one")
+    for row, (prompt, response) in enumerate(examples):
+        if not prompt or not response:
+            empty = "response" if prompt else "prompt"
+            raise ValueError(f"examples[{row}]: the {empty} is empty")
+    longest = max(len(prompt) + len(response) for prompt, response in examples)
+    tokens = torch.full((len(examples), longest), pad_id)  # (B, T)
+    mask = torch.zeros(len(examples), longest - 1, dtype=torch.bool)  # (B, S)
+    for row, (prompt, response) in enumerate(examples):
+        end = len(prompt) + len(response)
+        tokens[row, :end] = torch.tensor(prompt + response)
+        mask[row, 0 if learn_prompt else len(prompt) - 1 : end - 1] = True
+    return tokens, mask
+
 
 @torch.no_grad()
 def generate(
@@ -88,12 +156,14 @@ def generate(
     temperature: float = 1.0,
     greedy: bool = False,
     generator: torch.Generator | None = None,
+    chunk: int | None = None,
 ) -> Rollout:
     """Answer every prompt `samples` times: y_t ~ softmax(logits_t / temperature).
 
     `greedy` takes the likeliest token and records its log-prob at temperature 1. A row
     stops at its first EOS or after `max_new_tokens`. Every row owns max_new_tokens of
     the generator's numbers, used or not: what it draws does not depend on other rows.
+    `chunk` prompts are answered at a time, which bounds memory; None: all at once.
 
     Shapes: N prompts -> a Rollout of B = N * samples rows.
     Gradient: none. Leaves torch's global generator and the model's mode alone.
@@ -102,6 +172,18 @@ def generate(
     """
     check(model, prompts, eos_id, pad_id, max_new_tokens, samples)
     check_choice(temperature, greedy, generator)
+    if chunk is not None and chunk < len(prompts):
+        if chunk < 1:
+            raise ValueError(f"chunk must be >= 1 or None, got {chunk}")
+        parts = [
+            generate(
+                model, prompts[i : i + chunk], eos_id=eos_id, pad_id=pad_id,
+                max_new_tokens=max_new_tokens, samples=samples, greedy=greedy,
+                temperature=temperature, generator=generator,
+            )
+            for i in range(0, len(prompts), chunk)
+        ]  # fmt: skip
+        return _joined(parts, pad_id)
     device = model.embed_tokens.weight.device
     B, sizes = len(prompts) * samples, [len(prompt) for prompt in prompts]
     longest = max(sizes)
@@ -177,6 +259,21 @@ def generate(
         samples=samples,
         greedy=greedy,
     )
+
+
+def _joined(parts: list[Rollout], pad_id: int) -> Rollout:
+    """One rollout, as wide as the widest part."""
+    T = max(part.tokens.shape[1] for part in parts)
+    fills = {"tokens": pad_id, "mask": False, "logprobs": 0.0}
+    whole = {}
+    for name in (*fills, "prompt_lengths", "truncated"):
+        tensors = [getattr(part, name) for part in parts]
+        if name in fills:
+            short = [T - part.tokens.shape[1] for part in parts]
+            both = zip(tensors, short, strict=True)
+            tensors = [pad(x, (0, n), value=fills[name]) for x, n in both]
+        whole[name] = torch.cat(tensors)
+    return replace(parts[0], **whole)
 
 
 def invert(probs: Tensor, uniforms: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from minialign import evaluation
 from minialign.evaluation import (
     STUDENT_T,
+    answer_metrics,
     best_of_n,
     binary_kl,
     bootstrap,
@@ -849,6 +850,34 @@ def test_shares_of_styles_count_texts():
     }
     with pytest.raises(ValueError, match="no texts"):
         style_shares([], [])
+
+
+def test_answer_metrics_are_means_over_all_answers():
+    """Two samples for each of two problems; one answer has no EOS within its budget."""
+    tokenizer = Tokenizer([bytes([value]) for value in range(256)])
+    problems = [Problem("?", Fraction(n), "groups", 2, "t") for n in (27, 3)]
+    answers = ["#### 27", "<<1+2=3>>\n#### 3", "<<1+2=3>>\n#### 3", "####"]
+    ids = [tokenizer.encode(text) for text in answers]
+    ids = [[*row, tokenizer.eos_id] for row in ids[:3]] + ids[3:]
+    longest = max(map(len, ids))
+    tokens = torch.full((4, 1 + longest), tokenizer.pad_id)
+    mask = torch.zeros(4, longest, dtype=torch.bool)
+    for row, answer in enumerate(ids):
+        tokens[row, 1 : 1 + len(answer)] = torch.tensor(answer)
+        mask[row, : len(answer)] = True
+    ones, cut = torch.ones(4).long(), torch.tensor([False, False, False, True])
+    rollout = Rollout(tokens, mask, 0.0 * mask, ones, cut, 1.0, 2)
+    rewards = torch.tensor([1.0, 0.0, 1.0, 0.5])
+    assert answer_metrics(problems, rollout, rewards, tokenizer) == {
+        "reward": 0.625,
+        "truncated": 0.25,
+        "length": (8 + 17 + 17 + 4) / 4,
+        "style_worked": 0.0,
+        "style_terse": 0.25,
+        "style_careless": 0.5,
+        "style_showy": 0.0,
+        "style_other": 0.25,
+    }
 
 
 def test_signal_to_noise_against_known_gaussians():

@@ -19,6 +19,7 @@ from minialign.logprobs import (
     logprobs_from_logits,
     masked_mean,
     masked_sum,
+    probability_ratio,
     sequence_mean,
     sequence_sum,
     token_logprobs,
@@ -726,6 +727,42 @@ def test_exponents_that_float32_cannot_hold_are_refused():
     assert kl_k3(far, near, torch.tensor([[True, False]])).tolist() == [[0, 0]]
 
 
+# probability_ratio
+
+RATIO_CASE = {
+    "logprobs": KL_CASE["logprobs"],
+    "old_logprobs": KL_CASE["ref_logprobs"],
+    "mask": KL_CASE["mask"],
+}
+RATIOS = strategies.batches(logprobs=NEAR, old_logprobs=NEAR)
+
+
+@given(RATIOS)
+def test_probability_ratio_slot_by_slot(case):
+    leaf = case["logprobs"].clone().requires_grad_()
+    ratio = probability_ratio(**(case | {"logprobs": leaf}))
+    ratio.sum().backward()
+    live, new, old = (case[k] for k in ("mask", "logprobs", "old_logprobs"))
+    expected = torch.ones_like(old)
+    expected[live] = new[live].exp() / old[live].exp()
+    close(ratio.detach(), expected)
+    close(leaf.grad, torch.where(live, expected, 0.0))  # d ratio / d log π = ratio
+    same = probability_ratio(leaf, case["logprobs"], live)
+    assert torch.equal(same.detach(), torch.ones_like(old))
+
+
+def test_probability_ratio_owes_what_the_estimates_do():
+    check_mask_is_inert(probability_ratio, RATIOS)
+    check_shapes_refused(probability_ratio, RATIO_CASE)
+    check_pure(probability_ratio, RATIOS)
+    check_no_gradient_to(probability_ratio, RATIOS, ["old_logprobs"])
+    far, mask = torch.tensor([[-1.0, -82.0]]), torch.tensor([[True, True]])
+    with pytest.raises(ValueError, match=r"logprobs - old_logprobs .* at \[0, 1\]"):
+        probability_ratio(-torch.ones(1, 2), far, mask)
+    assert probability_ratio(far, -torch.ones(1, 2), mask)[0, 1] > 0
+    assert probability_ratio(-torch.ones(1, 2), far, mask & (far > -2)).max() == 1
+
+
 # exact_kl
 
 LOGITS_PAIRS = st.tuples(strategies.logits((2, 4)), strategies.logits((2, 4)))
@@ -976,6 +1013,17 @@ def test_check_rows():
     for x, error, message in bad:
         with pytest.raises(error, match=message):
             module.check_rows("rewards", x, mask)
+
+
+def test_check_reference():
+    policy, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    module.check_reference(policy, None)
+    module.check_reference(policy, other, "beta is 1")
+    with pytest.raises(ValueError, match="reference: beta is 1, so a reference is"):
+        module.check_reference(policy, None, "beta is 1")
+    other.bias = policy.bias
+    with pytest.raises(ValueError, match="shares weights with the policy; pass a copy"):
+        module.check_reference(policy, other)
 
 
 def test_check_shapes_names_both():

@@ -478,11 +478,12 @@ def test_problems_are_asked_in_order_and_again_when_they_run_out(monkeypatch):
         asked.append("".join(problem.question for problem in problems))
         return always(problems, texts)
 
-    def styled(problems, texts):
-        assert "".join(problem.question for problem in problems) == asked[-1]
+    def measured(problems, rollout, rewards, tokenizer):
+        repeated = [p.question for p in problems for _ in range(rollout.samples)]
+        assert "".join(repeated) == asked[-1]
         return {}
 
-    monkeypatch.setattr(reinforce, "style_shares", styled)
+    monkeypatch.setattr(reinforce, "answer_metrics", measured)
     metrics = list(run(base(), replace(CONFIG, samples=2), spy))
     assert asked == ["aabb", "ccdd", "eeaa", "bbcc", "ddee"]
     assert [row["completions"] for row in metrics] == [4, 8, 12, 16, 20]

@@ -646,11 +646,12 @@ def test_problems_are_asked_in_order_and_again_when_they_run_out(monkeypatch):
         asked.append("".join(problem.question for problem in problems))
         return always(problems, texts)
 
-    def styled(problems, texts):
-        assert "".join(problem.question for problem in problems) == asked[-2]
+    def measured(problems, rollout, rewards, tokenizer):
+        repeated = [p.question for p in problems for _ in range(rollout.samples)]
+        assert "".join(repeated) == asked[-2]
         return {}
 
-    monkeypatch.setattr(remax, "style_shares", styled)
+    monkeypatch.setattr(remax, "answer_metrics", measured)
     metrics = list(run(base(), replace(CONFIG, prompts=2), spy))
     assert asked[::2] == ["aabb", "ccdd", "eeaa", "bbcc", "ddee"]  # sampled
     assert asked[1::2] == ["ab", "cd", "ea", "bc", "de"]  # greedy

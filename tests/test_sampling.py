@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minialign import sampling
+from minialign.logprobs import token_logprobs
 from minialign.model import GPT, GPTConfig
-from minialign.sampling import generate, invert
+from minialign.sampling import generate, invert, rescore
 from tests.properties.common import E64
 
 V, CONTEXT, EOS, PAD = 8, 24, 2, 0
@@ -383,6 +384,61 @@ def test_micro_batches_are_every_row_once_and_alike_in_length(size):
 
 
 # Refusals
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 100])
+def test_chunks_are_drawn_one_after_the_other_and_joined(size):
+    model, chance, prompts = Policy(OFTEN), dice(3), [*PROMPTS, [5] * 3]
+    whole = roll(model, prompts, samples=2, chunk=size, generator=chance)
+    again, row = dice(3), 0
+    for i in range(0, 4, size):
+        part = roll(model, prompts[i : i + size], samples=2, generator=again)
+        rows = slice(row, row + len(part.tokens))
+        same(whole, part, rows)
+        T = part.tokens.shape[1]
+        assert (whole.tokens[rows, T:] == PAD).all()
+        assert not whole.mask[rows, T - 1 :].any()
+        row += len(part.tokens)
+    assert row == len(whole.tokens) and whole.samples == 2
+    assert torch.equal(chance.get_state(), again.get_state())
+
+
+@pytest.mark.parametrize("minibatches", [1, 3])
+@pytest.mark.parametrize("micro_batch", [1, 2, 100])
+def test_dealing_gives_each_row_once_an_epoch(minibatches, micro_batch):
+    rollout = roll(Policy(OFTEN), samples=3)
+    steps = rollout.deal(2, minibatches, micro_batch, dice(5))
+    assert len(steps) == 2 * minibatches
+    B = len(rollout.tokens)
+    for epoch in steps[:minibatches], steps[minibatches:]:
+        sizes = [sum(map(len, step)) for step in epoch]
+        assert max(sizes) - min(sizes) <= 1
+        rows = torch.cat([rows for step in epoch for rows in step])
+        assert sorted(rows.tolist()) == list(range(B))
+    assert all(len(rows) <= micro_batch for step in steps for rows in step)
+    orders = [torch.cat(step).tolist() for step in (steps[0], steps[minibatches])]
+    assert (orders[0] == orders[1]) == (minibatches == 1)  # dealt anew, or no lots
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_rescoring_is_done_in_the_parts_it_is_given(temperature):
+    model = Policy(OFTEN)
+    rollout = roll(model, samples=2, temperature=temperature)
+    parts = rollout.micro_batches(2)
+    found = rescore(model, rollout, parts)
+    for rows in parts:
+        part = rollout.select(rows)
+        alone = token_logprobs(model, part.tokens, part.mask, temperature)
+        assert torch.equal(found[rows, : part.mask.shape[1]], alone)
+        assert not found[rows, part.mask.shape[1] :].any()
+    assert not found.requires_grad
+    torch.testing.assert_close(found, rollout.logprobs, atol=1e-5, rtol=0)
+
+
+def test_a_rollout_moves_whole():
+    rollout = roll(Policy(OFTEN)).to(torch.device("meta"))
+    tensors = [x for x in vars(rollout).values() if isinstance(x, torch.Tensor)]
+    assert len(tensors) == 5 and all(x.is_meta for x in tensors)
 
 
 @pytest.mark.parametrize(

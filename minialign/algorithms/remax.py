@@ -25,11 +25,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minialign.evaluation import style_shares
+from minialign.evaluation import answer_metrics
 from minialign.logprobs import (
     check_live,
     check_logprobs,
     check_mask,
+    check_reference,
     check_rows,
     kl_k1,
     sequence_sum,
@@ -167,12 +168,8 @@ def train(
 
     Raises: ValueError for what cannot be trained with, and a gradient not finite.
     """
-    if config.beta > 0 and reference is None:
-        raise ValueError(f"reference: beta is {config.beta}, so a reference is needed")
-    if reference is not None:
-        ours = {p.data_ptr() for p in policy.parameters()}
-        if any(p.data_ptr() in ours for p in reference.parameters()):
-            raise ValueError("reference: shares weights with the policy; pass a copy")
+    needed = f"beta is {config.beta}" if config.beta > 0 else ""
+    check_reference(policy, reference, needed)
     if not problems:
         raise ValueError("problems: got none, need at least one")
     state = {} if state is None else state
@@ -229,22 +226,17 @@ def train(
         optimizer.step()
 
         # 5. report
-        texts = [tokenizer.decode_response(ids) for ids in rollout.responses()]
-        repeated = [problem for problem in asked for _ in range(config.samples)]
         state["policy"] = policy.state_dict()
         state["optimizer"] = optimizer.state_dict()
         state["generator"], state["update"] = generator.get_state(), update + 1
         yield {
             "update": update + 1,
             "completions": (update + 1) * (len(rewards) + len(greedy_rewards)),
-            "reward": rewards.mean().item(),
             "greedy_reward": greedy_rewards.mean().item(),
             "ties": (advantages == 0).float().mean().item(),
-            "truncated": rollout.truncated.float().mean().item(),
             "greedy_truncated": greedy.truncated.float().mean().item(),
-            "length": rollout.lengths().float().mean().item(),
             "loss": loss,
             "grad_norm": norm.item(),
             **kl,
-            **style_shares(repeated, texts),
+            **answer_metrics(asked, rollout, rewards, tokenizer),
         }

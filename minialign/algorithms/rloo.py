@@ -25,10 +25,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minialign.evaluation import style_shares
+from minialign.evaluation import answer_metrics
 from minialign.logprobs import (
     check_logprobs,
     check_mask,
+    check_reference,
     check_rows,
     check_shapes,
     kl_k1,
@@ -158,12 +159,8 @@ def train(
     _check_beta(config.beta)
     if config.samples < 2:
         raise ValueError(f"samples: got {config.samples}, leave-one-out needs K >= 2")
-    if config.beta > 0 and reference is None:
-        raise ValueError(f"reference: beta is {config.beta}, so a reference is needed")
-    if reference is not None:
-        ours = {p.data_ptr() for p in policy.parameters()}
-        if any(p.data_ptr() in ours for p in reference.parameters()):
-            raise ValueError("reference: shares weights with the policy; pass a copy")
+    needed = f"beta is {config.beta}" if config.beta > 0 else ""
+    check_reference(policy, reference, needed)
     if not problems:
         raise ValueError("problems: got none, need at least one")
     state = {} if state is None else state
@@ -229,8 +226,6 @@ def train(
         optimizer.step()
 
         # 5. report
-        texts = [tokenizer.decode_response(ids) for ids in rollout.responses()]
-        repeated = [problem for problem in asked for _ in range(config.samples)]
         state["policy"] = policy.state_dict()
         state["optimizer"] = optimizer.state_dict()
         state["generator"] = generator.get_state()
@@ -238,13 +233,10 @@ def train(
         yield {
             "update": update + 1,
             "completions": (update + 1) * len(rewards),
-            "reward": rewards.mean().item(),
             "dead": dead,
             "advantage_std": advantages.std(correction=0).item(),
-            "truncated": rollout.truncated.float().mean().item(),
-            "length": rollout.lengths().float().mean().item(),
             "loss": loss,
             "grad_norm": norm.item(),
             **kl,
-            **style_shares(repeated, texts),
+            **answer_metrics(asked, rollout, rewards, tokenizer),
         }

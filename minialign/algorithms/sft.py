@@ -31,8 +31,7 @@ from minialign.logprobs import (
     token_mean,
 )
 from minialign.model import GPT
-
-Example = tuple[list[int], list[int]]  # prompt ids, response ids with EOS
+from minialign.sampling import Example, collate
 
 
 @dataclass(frozen=True)
@@ -68,32 +67,6 @@ def sft_loss(logprobs: Tensor, mask: Tensor, count: float | None = None) -> Tens
     check_mask(mask)
     check_logprobs("logprobs", logprobs, mask)
     return token_mean(-logprobs, mask, count)
-
-
-def collate(
-    examples: Sequence[Example], pad_id: int, learn_prompt: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Right-padded tokens (B, T) and the mask (B, S) of the choices to learn.
-
-    The mask is True where the *predicted* token belongs to the response, EOS included;
-    with `learn_prompt` also where it belongs to the prompt.
-
-    Raises: ValueError for no examples, an empty prompt or an empty response.
-    """
-    if not examples:
-        raise ValueError("examples: got none, need at least one")
-    for row, (prompt, response) in enumerate(examples):
-        if not prompt or not response:
-            empty = "response" if prompt else "prompt"
-            raise ValueError(f"examples[{row}]: the {empty} is empty")
-    longest = max(len(prompt) + len(response) for prompt, response in examples)
-    tokens = torch.full((len(examples), longest), pad_id)  # (B, T)
-    mask = torch.zeros(len(examples), longest - 1, dtype=torch.bool)  # (B, S)
-    for row, (prompt, response) in enumerate(examples):
-        end = len(prompt) + len(response)
-        tokens[row, :end] = torch.tensor(prompt + response)
-        mask[row, 0 if learn_prompt else len(prompt) - 1 : end - 1] = True
-    return tokens, mask
 
 
 def learning_rate(step: int, config: SFTConfig) -> float:
