@@ -114,7 +114,7 @@ numbers = torch.stack((ref * right, ref * (right - p), ref * right / p - ref))
 truth = gradient(lambda x: chances(x) @ right, reference)
 for number, A in zip(numbers[:2], (right, right - p), strict=True):
     by_hand = gradient(lambda x, n=number: n @ token_logprobs(x).sum(1), reference)
-    way = mean_slope(lambda l, A=A: reinforce_loss(l, A, MASK), reference, ref)
+    way = mean_slope(lambda x, A=A: reinforce_loss(x, A, MASK), reference, ref)
     assert torch.allclose(-way, by_hand) and torch.allclose(by_hand, truth)
 assert torch.allclose(numbers[2], numbers[1] / p)
 print("answer  reward  reference   REINFORCE   less mean   imitation")
@@ -181,25 +181,25 @@ print(f"J: reference {p:.6f}, after {steps} steps {J(reached):.6f}, π* {J(star)
 
 
 # %%
-def estimate(name: str, l: Tensor, old: Tensor) -> Tensor:
-    """(15,): the estimate `name`, from log-probs l (15, 3) under the policy."""
+def estimate(name: str, new: Tensor, old: Tensor) -> Tensor:
+    """(15,): the estimate `name`, from log-probs new (15, 3) under the policy."""
     whole = "whole" in name  # the answer as one choice: (15, 1)
-    l, old, ref = (x.sum(1, keepdim=True) if whole else x for x in (l, old, REF))
+    new, old, ref = (x.sum(1, keepdim=True) if whole else x for x in (new, old, REF))
     mask = MASK[:, : ref.shape[1]]
     if "ratio" in name:
-        return kl_ratio_k3(l, old, ref, mask).sum(1)
-    return {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}[name[:2]](l, ref, mask).sum(1)
+        return kl_ratio_k3(new, old, ref, mask).sum(1)
+    return {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}[name[:2]](new, ref, mask).sum(1)
 
 
 def compare(name: str, sampler: Tensor) -> list[float]:
     """Mean value; cosine and length of the mean gradient beside ∇KL's, both KLs."""
-    old, l, chance = *map(token_logprobs, (sampler, policy)), chances(sampler)
+    old, new, chance = *map(token_logprobs, (sampler, policy)), chances(sampler)
     loss = partial(estimate, name, old=old)
     if name == "k1 in the reward":
-        paid = shape_rewards(0 * right, l, REF, MASK, 1.0)
+        paid = shape_rewards(0 * right, new, REF, MASK, 1.0)
         loss = partial(reinforce_loss, advantages=paid, mask=MASK)
     found = mean_slope(lambda x: loss(x).mean(), policy, chance)
-    row = [(chance @ estimate(name, l, old)).item()]
+    row = [(chance @ estimate(name, new, old)).item()]
     for function in (lambda x: kl(x, reference), lambda x: kl(reference, x)):
         true = gradient(function, policy)
         size = (found.norm() / true.norm()).item()
@@ -228,7 +228,7 @@ for name in ("k2 whole", "ratio x k3 whole", "k1 in the reward"):
     assert np.allclose(fresh[name][1:3], 1, atol=1e-6)  # ∇KL(π ‖ ref)
 assert np.allclose(fresh["k3 whole"][3:], 1, atol=1e-6) and fresh["k1"][2] < 1e-6
 assert np.allclose(stale["ratio x k3 whole"][:3], [distance, 1, 1], atol=1e-6)
-k1 = mean_slope(lambda l: estimate("k1", l, l).mean(), policy, chances(older))
+k1 = mean_slope(lambda x: estimate("k1", x, x).mean(), policy, chances(older))
 assert torch.allclose(k1, -gradient(lambda x: kl(older, x), policy))
 
 # %% [markdown]
@@ -278,7 +278,7 @@ pairs = torch.tensor(list(product(range(15), repeat=2)))  # (225, 2)
 orders = Counter(tuple(sorted(three)) for three in product(range(15), repeat=3))
 threes, ways = torch.tensor(list(orders)), torch.tensor(list(orders.values()))
 GROUPS = {1: (EACH, 1), 2: (pairs, 1), 3: (threes, ways)}  # threes: (680, 3)
-Batch = namedtuple("Batch", "l old ref mask r paid greedy chance")  # r, paid: (N, K)
+Batch = namedtuple("Batch", "new old ref mask r paid greedy chance")  # r, paid: (N, K)
 
 
 def follow(rewards: Tensor, K: int, redraw: int, loss, label=None) -> list[Tensor]:
@@ -295,7 +295,7 @@ def follow(rewards: Tensor, K: int, redraw: int, loss, label=None) -> list[Tenso
             likeliest = (TOKENS == logits.argmax(1)[STATES]) | ~MASK
             greedy = rewards[likeliest.all(1)].expand(len(r))  # (N,)
             drawn[:] = old, *fixed, r, paid, greedy, chance
-        return mean_slope(lambda l: loss(Batch(l, *drawn)), logits, drawn[-1], groups)
+        return mean_slope(lambda x: loss(Batch(x, *drawn)), logits, drawn[-1], groups)
 
     return walk(slope)
 
@@ -304,37 +304,37 @@ def follow(rewards: Tensor, K: int, redraw: int, loss, label=None) -> list[Tenso
 def imitate(b: Batch) -> Tensor:
     kept = (b.r == b.r.amax(1, keepdim=True)) & (b.r > 0)  # ties: the mean of all lots
     weights = kept.double() / kept.sum(1, keepdim=True).clamp(min=1)
-    return likelihood_loss(b.l, weights.flatten(), b.mask)
+    return likelihood_loss(b.new, weights.flatten(), b.mask)
 
 
 def remax_loss(b: Batch) -> Tensor:
     A = remax.remax_advantages(b.r, b.greedy).flatten()
     weights = remax.whole_answer(A, kl_k1(b.old, b.ref, b.mask), b.mask, beta)
-    return remax.remax_loss(b.l, weights, b.mask)
+    return remax.remax_loss(b.new, weights, b.mask)
 
 
 def ppo_loss(b: Batch) -> Tensor:
     earned = ppo.shape_token_rewards(b.r[:, 0], b.old, b.ref, b.mask, beta)  # (15, 3)
     A = ppo.gae(earned, 0 * earned, b.mask, 1.0, 1.0)
-    return ppo.policy_loss(b.l, b.old, A, b.mask, 0.2, 0.2)
+    return ppo.policy_loss(b.new, b.old, A, b.mask, 0.2, 0.2)
 
 
 def grpo_loss(b: Batch, rewards: Tensor, advantages, reduction, price: float) -> Tensor:
-    each = grpo.clipped_loss(b.l, b.old, advantages(rewards).flatten(), b.mask)
-    each = each + price * grpo.k3_term(b.l, b.old, b.ref, b.mask)  # (N K, 3)
+    each = grpo.clipped_loss(b.new, b.old, advantages(rewards).flatten(), b.mask)
+    each = each + price * grpo.k3_term(b.new, b.old, b.ref, b.mask)  # (N K, 3)
     return masked_sum(reduction(b.mask, 3) * each, b.mask).sum()
 
 
 # %%
 def dpo_loss(b: Batch, again: bool = False) -> Tensor:
-    both = (x.sum(1).view_as(b.r).T for x in (b.l, b.old if again else b.ref))
+    both = (x.sum(1).view_as(b.r).T for x in (b.new, b.old if again else b.ref))
     return dpo.dpo_loss(*(side for pair in both for side in pair), beta)
 
 
 def rrhf_loss(b: Batch) -> Tensor:
     tokens = rrhf.best_answers(b.r) * b.mask.sum(1).view_as(b.r)  # imitated
     counts = len(tokens), len(tokens) * (b.chance @ tokens.sum(1).double()).item()
-    return rrhf.rrhf_loss(b.l, b.r, b.mask, counts=counts)
+    return rrhf.rrhf_loss(b.new, b.r, b.mask, counts=counts)
 
 
 # %%
@@ -347,16 +347,16 @@ methods = {  # name: (K, redraw, loss, label)
     "RRHF in 4 rounds": (2, steps // 4, rrhf_loss),
     "DPO, sure labels": (2, steps, dpo_loss, torch.gt),
     "DPO, sure, in 4 rounds": (2, steps // 4, lambda b: dpo_loss(b, True), torch.gt),
-    "REINFORCE, β = 0": (1, 1, lambda b: reinforce_loss(b.l, b.r[:, 0], b.mask)),
+    "REINFORCE, β = 0": (1, 1, lambda b: reinforce_loss(b.new, b.r[:, 0], b.mask)),
     "GRPO, k3": (3, 1, lambda b: grpo_loss(b, b.r, std, lengths, beta)),
     "GRPO, k3, plain": (3, 1, lambda b: grpo_loss(b, b.r, mean, even, beta)),
-    "REINFORCE": (1, 1, lambda b: reinforce_loss(b.l, b.paid[:, 0], b.mask)),
+    "REINFORCE": (1, 1, lambda b: reinforce_loss(b.new, b.paid[:, 0], b.mask)),
     "ReMax": (1, 1, remax_loss),
     "RLOO": (2, 1, lambda b: rloo.rloo_loss(
-        b.l, rloo.leave_one_out(b.paid).flatten(), b.mask)),
+        b.new, rloo.leave_one_out(b.paid).flatten(), b.mask)),
     "PPO": (1, 4, ppo_loss),
     "GRPO, k1": (3, 1, lambda b: grpo_loss(b, b.paid, std, lengths, 0.0)),
-    "DPO, BT labels": (2, steps, dpo_loss, lambda w, l: (w - l).sigmoid()),
+    "DPO, BT labels": (2, steps, dpo_loss, lambda won, lost: (won - lost).sigmoid()),
 }  # fmt: skip
 
 # %%

@@ -324,11 +324,7 @@ print(f"""
   pass@8 from {first[0]:.3f} to {last[0]:.3f}: the intervals {moved}.
 """)
 default = next(name for name, trial in trials.items() if trial == (short, {}))
-if {"control: by lot", default} <= dials.keys():
-    lot, right = (dials[name]["accuracy"] for name in ("control: by lot", default))
-    apart = "beyond" if right[1] > lot[2] else "not beyond"
-    print(f"- Kept for being right {right[0]:.3f} on validation, kept by lot at equal "
-          f"tokens {lot[0]:.3f}: {apart} the intervals.")  # fmt: skip
+course.compare_dials(dials, default, "control: by lot", "By right or by lot")
 ends = [bootstrap(taken.sampled.correct.mean(1)) for taken in (before, after)]
 measure = "sampled accuracy on test problems, 95 % over problems"
 course.finish(settings, run, *ends, measure)

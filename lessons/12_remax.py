@@ -146,15 +146,14 @@ course.predict("Share of sampled answers that tied:", my_guess, silent)
 # %% [markdown]
 # ## Silence
 #
-# A tie costs two answers, the sampled and the greedy one, and their share of the time.
-# A policy that is nearly always right must tie nearly always; what lies between is
-# measured here.
+# A tie costs two answers and their share of the time. A policy that is nearly always
+# right must tie nearly always; what lies between is measured here.
 
 # %%
 quarters = [float(q.mean()) for q in np.array_split(series["ties"], 4) if len(q)]
 drawn, spent = series["completions"][-1], series["seconds"][-1]
 run["ties"] = {"share": silent, "quarters": quarters, "answers": silent * drawn}
-print(f"ties by quarter of the run: {', '.join(f'{q:.0%}' for q in quarters)}")
+print(f"ties by quarters of the run: {', '.join(f'{q:.0%}' for q in quarters)}")
 print(f"{silent * drawn:.0f} of {drawn} answers and about {silent * spent:.0f} of "
       f"{spent:.0f} s changed nothing")  # fmt: skip
 
@@ -316,8 +315,7 @@ largest = max(ours, key=ours.get)
 # compare it with PPO's own critic, two networks for one. Here PPO's two losses share a
 # backward pass; one after the other, only one network's activations are held at a time.
 # Greedy answers cost time but no such memory. And see how little a shared trunk adds.
-
-# %% [markdown]
+#
 # ## Dials, and breaking it
 #
 # Short runs of 4,096 answers, greedy ones counted. Three samples may share a greedy
@@ -325,14 +323,16 @@ largest = max(ours, key=ours.get)
 # token and takes the token mean (and, with beta, a token pays for its own KL only).
 # Without the idea: no baseline (the greedy answers are drawn for nothing), the greedy
 # answers of *another problem*, *stale* ones from the base. None of these three is
-# biased, for none looks at the sampled answer: only the noise differs, and not always
-# for the worse (lesson 11: no baseline is a good one here).
+# biased, for none looks at the sampled answer: only the noise differs. Last, three long
+# runs: as above; with no baseline; with 256 answers to learn from per update, as many
+# as lesson 11 has. What holds ReMax back, its baseline or the answers it pays for?
 
 # %%
 short = replace(config, updates=settings.pick(1, 16, 16))
 wide = replace(short, prompts=settings.pick(2, 64, 64), samples=3)
+double = replace(config, prompts=settings.pick(2, 256, 256))
 others = {"compare": lambda r, g: remax.remax_advantages(r, g.roll(1))}
-code = {"weigh": remax.code_weights}
+alone, code = {"compare": lambda r, g: r}, {"weigh": remax.code_weights}
 trials = {  # name: (config, other arguments)
     "lr 2e-4": (replace(short, lr=2e-4), {}),
     "lr 4e-4": (replace(short, lr=4e-4), {}),
@@ -343,10 +343,15 @@ trials = {  # name: (config, other arguments)
     "beta 0.03": (replace(short, beta=0.03), {}),
     "beta 0.1": (replace(short, beta=0.1), {}),
     "authors' code": (short, code),
-    "no baseline": (short, {"compare": lambda r, g: r}),
+    "no baseline": (short, alone),
     "another problem's greedy": (short, others),
     "stale greedy (the base's)": (short, {"stale": True}),
+    "16,384": (config, {}),
+    "16,384, no baseline": (config, alone),
+    "32,768, half of them greedy": (double, {}),
 }
+
+# %%
 dials = course.run_dials(settings, tokenizer, reference, trials, run_remax)
 course.print_dials(dials)
 
@@ -396,19 +401,13 @@ plotting.save_figure(figure, settings.figure_path.with_name("12_remax_dials.png"
 # ## What we saw
 
 # %%
-grew = "grew" if quarters[-1] > quarters[0] else "did not grow"
 print(f"""
 - Sampled accuracy went from {was:.2f} to {now:.2f} in {drawn:,} answers, half of them
   greedy ones that are not learned from.
-- Ties: {quarters[0]:.0%} of the first quarter, {quarters[-1]:.0%} of the last; silence
-  {grew} as the policy learned.
+- Ties: {quarters[0]:.0%} of the first quarter, {quarters[-1]:.0%} of the last.
 - The largest item in memory at our size: {largest}.""")
-pairs = {"none, 1 each": "greedy, 1 each", "leave-one-out": "greedy"}
-for where, theirs, mine in [(w, *pair) for w in frozen for pair in pairs.items()]:
-    (a, e), (b, f) = frozen[where][mine], frozen[where][theirs]
-    verdict = "above" if a > b else "below"
-    verdict = verdict if abs(a - b) > 2 * np.hypot(e, f) else "not clearly apart from"
-    print(f"- Signal to noise, {where}: {mine} {a:.1e} {verdict} {theirs} {b:.1e}.")
+course.compare_dials(dials, "16,384", "16,384, no baseline", "The baseline's share")
+course.compare_dials(dials, "32,768, half of them greedy", "16,384", "The answers'")
 ends = [bootstrap(e.sampled.correct.mean(1)) for e in (before, after)]
 measure = "sampled accuracy on test problems, 95 % over problems"
 course.finish(settings, run, *ends, measure)

@@ -111,10 +111,10 @@ my_guess = 0.5  # edit me
 # %% [markdown]
 # ## One run
 #
-# The critic can be a network of its own: a copy of the base whose head gives a number
-# in place of a word. We take the other layout, a *shared trunk*: that head sits on the
-# policy's own hidden states, and a second network's memory and passes are saved
-# (lesson 12 counts the bytes, the dials the seconds).
+# Our critic is a network of its own: a copy of the base whose head gives a number in
+# place of a word. The other layout, a *shared trunk*, puts that head on the policy's
+# own hidden states and saves a second network's memory and passes (lesson 12 counts
+# the bytes, the dials the seconds); the dials say what it knows.
 
 
 # %%
@@ -241,7 +241,8 @@ trials = {  # name: (config, other arguments)
     "lr 2e-4": (replace(short, lr=2e-4), {}),
     "lr 4e-4": (replace(short, lr=4e-4), {}),
     "lr 8e-4": (replace(short, lr=8e-4), {}),
-    "1 epoch, lr 8e-4": (replace(short, lr=8e-4, epochs=1), {}),
+    "lr 1.6e-3": (replace(short, lr=1.6e-3), {}),
+    "1 epoch": (replace(short, epochs=1), {}),
     "4 epochs, lr 4e-4": (replace(short, lr=4e-4, epochs=4), {}),
     "λ 1": (replace(short, lam=1.0), {}),
     "λ 0": (replace(short, lam=0.0), {}),
@@ -332,11 +333,10 @@ print(f"""
 - At the careless #### the guess changes by {-fall:+.2f}. No reward ever came there: the
   critic learned it from the ends of many answers.
 - Explained variance, first and last quarter: {quarters[0]}, {quarters[-1]}.""")
-for one, two, pair in (("own network", "none", rivals), (*names, fours)):
-    if one in pair and two in pair:
-        (a, *_), (b, *_) = pair[one]["accuracy"], pair[two]["accuracy"]
-        word = "above" if a > b else "not above"
-        print(f"- In the short runs, {one} ({a:.3f}) is {word} {two} ({b:.3f}).")
+course.compare_dials(dials, default, "no critic", "A critic or none")
+course.compare_dials(dials, default, "shared trunk", "Its own network or a trunk")
+course.compare_dials(dials, default, "not whitened", "Whitening or not")
+course.compare_dials(dials, *names, "Four passes, with the clip or without")
 ends = [bootstrap(taken.sampled.correct.mean(1)) for taken in (before, after)]
 measure = "sampled accuracy on test problems, 95 % over problems"
 course.finish(settings, run, *ends, measure)

@@ -41,7 +41,7 @@ from minialign.evaluation import bootstrap
 from minialign.logprobs import masked_sum, token_logprobs
 from minialign.problems import demonstration, style_of, verify
 from minialign.rewards import score, verifier
-from minialign.sampling import Rollout, generate
+from minialign.sampling import Rollout, collate, generate
 
 # %%
 settings = course.setup(__file__)
@@ -109,15 +109,16 @@ def run_rrhf(config: rrhf.RRHFConfig, settings, answers=None, **options) -> tupl
     """The trained policy and its series; `answers` writes them instead of drawing."""
     policy = copy.deepcopy(reference).requires_grad_(True)
     problems = course.stream(settings.seed, config.rounds * config.prompts)
-    given = answers(config, settings) if answers else ()
+    given = answers(config, settings) if answers else None
+    if given:  # 4 to a problem: as many answers a step, of more problems
+        config = replace(config, batch=config.batch * config.samples // 4)
     series, start = {}, time.perf_counter()
     training = rrhf.train(
         policy, tokenizer, problems, verifier, config, given=given,
         generator=settings.generator("sampling"), reference=reference, **options,
     )  # fmt: skip
     for metrics in tqdm(training, total=config.rounds * config.updates, disable=None):
-        clock = {"seconds": time.perf_counter() - start}
-        course.keep_series(series, metrics | clock)
+        course.keep_series(series, metrics | {"seconds": time.perf_counter() - start})
     series["accuracy"] = series.get("reward", [])
     return policy, series
 
@@ -156,13 +157,16 @@ def weigh(policy: torch.nn.Module) -> Weighed:
 
 
 # %%
-def tabulate(weighed: Weighed) -> dict[str, list[float]]:
-    """kind: share of answers, mean score, mean sum, mean tokens."""
-    kinds, total = defaultdict(list), sum(map(len, weighed))
-    for kind, *numbers in itertools.chain(*weighed):
-        kinds[kind].append(numbers)
-    table = {k: [len(v) / total, *np.mean(v, 0).tolist()] for k, v in kinds.items()}
-    return dict(sorted(table.items(), key=lambda item: -item[1][0]))
+weighed, found = weigh(reference), defaultdict(list)
+for kind, *numbers in itertools.chain(*weighed):
+    found[kind].append(numbers)
+kinds = {  # kind: share of answers, mean score, mean sum, mean tokens
+    kind: [len(rows) / sum(map(len, weighed)), *np.mean(rows, 0).tolist()]
+    for kind, rows in sorted(found.items(), key=lambda item: -len(item[1]))
+}
+print(f"{'kind':<18}{'share':>7}{'mean':>9}{'sum':>8}{'tokens':>8}")
+for kind, row in kinds.items():
+    print(f"{kind:<18}{row[0]:>7.3f}{row[1]:>9.3f}{row[2]:>8.2f}{row[3]:>8.1f}")
 
 
 # %%
@@ -170,19 +174,15 @@ def compare(weighed: Weighed, column: int) -> dict[str, list[int]]:
     """'right kind > wrong kind': pairs, and those that stand in the wrong order."""
     pairs = defaultdict(lambda: [0, 0])
     for answers in weighed:
-        for w, l in itertools.product(answers, answers):
-            if w[0].endswith("right") and l[0].endswith("wrong"):
-                counts = pairs[f"{w[0][:-7]} > {l[0][:-7]}"]
+        for a, b in itertools.product(answers, answers):
+            if a[0].endswith("right") and b[0].endswith("wrong"):
+                counts = pairs[f"{a[0][:-7]} > {b[0][:-7]}"]
                 counts[0] += 1
-                counts[1] += l[column] > w[column]
+                counts[1] += b[column] > a[column]
     return dict(sorted(pairs.items(), key=lambda item: -item[1][0]))
 
 
-weighed = weigh(reference)
-kinds, pairs, by_sums = tabulate(weighed), compare(weighed, 1), compare(weighed, 2)
-print(f"{'kind':<18}{'share':>7}{'mean':>9}{'sum':>8}{'tokens':>8}")
-for kind, row in kinds.items():
-    print(f"{kind:<18}{row[0]:>7.3f}{row[1]:>9.3f}{row[2]:>8.2f}{row[3]:>8.1f}")
+pairs, by_sums = compare(weighed, 1), compare(weighed, 2)
 total = sum(n for n, _ in pairs.values())
 print(f"\n{'right > wrong':<24}{'share':>7}   in the wrong order by mean, by sum")
 for name, (n, wrong) in pairs.items():
@@ -218,11 +218,8 @@ for i in range(0, len(series["round"]), config.updates):
 after = course.exam(settings, tokenizer, policy, "after")
 course.show_answers(after)
 draws = slice(None, None, config.updates)
-drawn, each = series["completions"][-1], config.prompts * config.samples
-curve = (
-    [done - each for done in series["completions"][draws]] + [drawn],
-    series["accuracy"][draws] + [float(after.sampled.correct.mean())],
-)
+last = float(after.sampled.correct.mean())
+curve = [0, *series["completions"][draws]], [*series["accuracy"][draws], last]
 run = {"config": asdict(config), "series": series, "hand": hand, "curve": curve}
 run |= {"kinds": kinds, "pairs": pairs, "pairs_by_sums": by_sums}
 run |= course.report(settings, tokenizer, policy, reference, before, after, curve)
@@ -231,10 +228,10 @@ run |= course.report(settings, tokenizer, policy, reference, before, after, curv
 # ## Dials, and breaking it
 #
 # All see 4,096 answers in 16 steps, judged on validation, with one seed. Adam hardly
-# cares how long a gradient is, only which of its two terms is the longer: the ranking
-# sums over up to 16 pairs of a problem, imitation is a mean over tokens.
-# The paper's three sources of answers: *given* by others, *own, once*, *own, in
-# rounds*. Here the others write the four kinds of "By hand" to each of 1,024 problems.
+# cares how long a gradient is, only which of its two terms is the longer: ranking sums
+# over up to 16 pairs of a problem, imitation is a mean over tokens. Answers come from
+# the paper's three sources: *given* by others (here the four kinds of "By hand" to each
+# of 1,024 problems), *own, once*, *own, in rounds*.
 
 
 # %%
@@ -261,36 +258,22 @@ def four_kinds(text: str, random: Random) -> list[str]:
 
 
 # %%
-def as_rollout(asked: list, texts: list[str]) -> Rollout:
-    """Texts that the policy did not write; their log-probs when written are nan."""
-    prompts = [tokenizer.encode_prompt(p.question) for p in asked for _ in range(4)]
-    ids = [tokenizer.encode_response(text) for text in texts]
-    starts = torch.tensor([len(prompt) for prompt in prompts])  # (B,)
-    ends = starts + torch.tensor([len(answer) for answer in ids])  # (B,)
-    tokens = torch.full((len(ids), int(ends.max())), tokenizer.pad_id)  # (B, T)
-    for row, (prompt, answer) in enumerate(zip(prompts, ids, strict=True)):
-        tokens[row, : ends[row]] = torch.tensor(prompt + answer)
-    places = torch.arange(tokens.shape[1] - 1)  # (S,)
-    mask = (places >= starts[:, None] - 1) & (places < ends[:, None] - 1)  # (B, S)
-    unknown, cut = torch.full(mask.shape, torch.nan), torch.zeros(len(ids)).bool()
-    parts = [x.to(settings.device) for x in (tokens, mask, unknown, starts, cut)]
-    return Rollout(*parts, temperature=1.0, samples=4)
-
-
-# %%
-def teachers(config: rrhf.RRHFConfig, settings) -> list[tuple[Rollout, torch.Tensor]]:
-    """As many answers as a round draws: 4 to each problem, in as many batches."""
-    random, batches = Random(settings.seed), []
+def teachers(config: rrhf.RRHFConfig, settings) -> rrhf.Judged:
+    """As many answers as a round draws, 4 to each problem. The policy did not write
+    them: their log-probs when written are nan."""
+    random = Random(settings.seed)
     rows = (demonstration(settings.seed, "train", 10_000_000 + i) for i in range(10**6))
     worked = (x for x in rows if x.style == "worked" and x.problem.steps > 1)
-    for _ in range(config.prompts // config.batch):
-        batch = list(itertools.islice(worked, config.batch * config.samples // 4))
-        texts = [text for x in batch for text in four_kinds(x.answer, random)]
-        asked = [x.problem for x in batch]
-        rollout = as_rollout(asked, texts)
-        rewards = score(verifier, asked, rollout, tokenizer).view(-1, 4)
-        batches.append((rollout, rewards))
-    return batches
+    chosen = list(itertools.islice(worked, config.prompts * config.samples // 4))
+    asked = [x.problem for x in chosen]
+    prompts = [tokenizer.encode_prompt(p.question) for p in asked for _ in range(4)]
+    texts = [text for x in chosen for text in four_kinds(x.answer, random)]
+    ids = [tokenizer.encode_response(text) for text in texts]
+    tokens, mask = collate(list(zip(prompts, ids, strict=True)), tokenizer.pad_id)
+    starts = torch.tensor([len(prompt) for prompt in prompts])  # (B,)
+    unknown, cut = torch.full(mask.shape, torch.nan), torch.zeros(len(ids)).bool()
+    rollout = Rollout(tokens, mask, unknown, starts, cut, temperature=1.0, samples=4)
+    return rollout, score(verifier, asked, rollout, tokenizer).view(-1, 4)
 
 
 # %%
@@ -326,18 +309,16 @@ course.print_dials(dials)
 
 # %%
 (was, *_), (now, *_) = run["sampled"]
-figure, axes = plotting.new_figure(
+figure, (rise, price, asks) = plotting.new_figure(
     3,
     f"RRHF: {was:.2f} to {now:.2f} right; ranked by mean log-probability, "
     f"{1 - violated:.0%} of the base's pairs were in order",
 )
-rise, price, asks = axes
 runs = course.runs_on_record(settings, run)
 plotting.draw_rise(rise, runs, run, settings.preset, base, "RRHF")
 plotting.draw_price(price, runs or [run], course.base_success(), base)
 shown = list(pairs.items())[:7]
-counts = np.array([n for _, (n, _) in shown]) / max(total, 1)
-broken = np.array([wrong for _, (_, wrong) in shown]) / max(total, 1)
+counts, broken = np.reshape([both for _, both in shown], (-1, 2)).T / max(total, 1)
 places = np.arange(len(shown))
 asks.barh(places, counts, color="#c9d6df", label="all")
 asks.barh(places, broken, color=plotting.COLORS[1], label="in the wrong order")
@@ -385,23 +366,13 @@ print(f"""
 - In the last round {tied:.0%} of the problems had no pair, {unanswered:.0%} none right.
 """)
 
-
-def against(a: str, b: str, what: str) -> None:
-    """Two trials side by side, and whether their intervals part them."""
-    if {a, b} <= dials.keys():
-        (x, *ours), (y, *theirs) = dials[a]["accuracy"], dials[b]["accuracy"]
-        above, below = ours[0] > theirs[1], ours[1] < theirs[0]
-        verdict = "above" if above else "below" if below else "not clearly apart from"
-        print(f"- {what}:\n  {a}, {x:.3f}, is {verdict} {b}, {y:.3f}.")
-
-
 # %%
-against("imitation alone", "ranking alone", "Either term by itself")
-against(DEFAULT, "imitation alone", "What ranking adds to imitation")
-against(DEFAULT, PAPER, "More imitation than the paper's")
-against("ranking sums", DEFAULT, "Sums for means")
-against(DEFAULT, "given answers", "Own answers or others'")
-against("own answers, 4 rounds", DEFAULT, "Fresh answers, as many in all")
+course.compare_dials(dials, "imitation alone", "ranking alone", "Either term by itself")
+course.compare_dials(dials, DEFAULT, "imitation alone", "What ranking adds")
+course.compare_dials(dials, DEFAULT, PAPER, "More imitation than the paper's")
+course.compare_dials(dials, "ranking sums", DEFAULT, "Sums for means")
+course.compare_dials(dials, DEFAULT, "given answers", "Own answers or others'")
+course.compare_dials(dials, "own answers, 4 rounds", DEFAULT, "Fresh answers, as many")
 for name in ("ranking alone", "broken: padded width", "imitation alone"):
     if name in dials:
         dial, norm = dials[name], np.median(dials[name]["series"]["grad_norm"])

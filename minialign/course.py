@@ -518,6 +518,15 @@ def print_dials(dials: Mapping[str, dict]) -> None:
         )
 
 
+def compare_dials(dials: Mapping[str, dict], one: str, two: str, what: str) -> None:
+    """Two trials side by side, and whether their 95 % intervals part them."""
+    if {one, two} <= dials.keys():
+        (a, low, high), (b, least, most) = (dials[x]["accuracy"] for x in (one, two))
+        above, below = low > most, high < least
+        verdict = "above" if above else "below" if below else "not told apart from"
+        print(f"- {what}:\n  {one}, {a:.3f}, is {verdict} {two}, {b:.3f}.")
+
+
 # --- how every lesson ends ----------------------------------------------------------
 
 

@@ -143,7 +143,7 @@ def token_mean(x: Tensor, mask: Tensor, count: float | None = None) -> Tensor:
     Raises: as `check_mask` and `check_live`; ValueError for a count not positive.
     """
     total = masked_sum(x, mask).sum()
-    return total / _normaliser(count, int(mask.sum()))
+    return total / normaliser(count, int(mask.sum()))
 
 
 def sequence_mean(x: Tensor, mask: Tensor, count: float | None = None) -> Tensor:
@@ -158,7 +158,7 @@ def sequence_mean(x: Tensor, mask: Tensor, count: float | None = None) -> Tensor
     Raises: as `check_mask` and `check_live`; ValueError for a count not positive.
     """
     total = masked_mean(x, mask).sum()
-    return total / _normaliser(count, int(mask.any(1).sum()))
+    return total / normaliser(count, int(mask.any(1).sum()))
 
 
 def sequence_sum(x: Tensor, mask: Tensor, count: float | None = None) -> Tensor:
@@ -174,7 +174,7 @@ def sequence_sum(x: Tensor, mask: Tensor, count: float | None = None) -> Tensor:
     Raises: as `check_mask` and `check_live`; ValueError for a count not positive.
     """
     total = masked_sum(x, mask).sum()
-    return total / _normaliser(count, int(mask.any(1).sum()))
+    return total / normaliser(count, int(mask.any(1).sum()))
 
 
 # KL(policy ‖ reference), from samples of the policy and exactly
@@ -418,7 +418,8 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _normaliser(count: float | None, live: int) -> float:
+def normaliser(count: float | None, live: int) -> float:
+    """What a reduction divides by: `count`, or the batch's own number for None."""
     if count is None:
         return live
     if isinstance(count, bool) or not isinstance(count, int | float):

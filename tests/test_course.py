@@ -207,6 +207,24 @@ def test_a_dial_on_record_is_not_run_again(dialled, capsys):
     assert "0.500 [0.400, 0.600]" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "two, verdict",
+    [
+        ([0.3, 0.2, 0.39], "above"),
+        ([0.3, 0.2, 0.4], "not told apart from"),
+        ([0.7, 0.6, 0.8], "not told apart from"),
+        ([0.7, 0.61, 0.8], "below"),
+    ],
+)
+def test_trials_are_told_apart_by_their_intervals(two, verdict, capsys):
+    dials = {"one": {"accuracy": [0.5, 0.4, 0.6]}, "two": {"accuracy": two}}
+    course.compare_dials(dials, "one", "two", "Does it matter")
+    expected = f"- Does it matter:\n  one, 0.500, is {verdict} two, {two[0]:.3f}.\n"
+    assert capsys.readouterr().out == expected
+    course.compare_dials(dials, "one", "three", "Not on record")
+    assert not capsys.readouterr().out
+
+
 def test_two_functions_without_a_name_are_two_dials(dialled):
     trials = {"a": (Knob(), {"f": lambda: 1}), "b": (Knob(), {"f": lambda: 2})}
     asked, dials = dialled(trials)

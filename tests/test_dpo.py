@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minialign import checkpoint
+from minialign import checkpoint, sampling
 from minialign.algorithms import dpo
 from minialign.algorithms.dpo import (
     conservative,
@@ -21,7 +21,6 @@ from minialign.algorithms.dpo import (
     ipo,
     make_pairs,
     pair_logprobs,
-    reference_free_loss,
 )
 from tests import enumeration as world
 from tests import strategies
@@ -101,6 +100,12 @@ def labelled(loss, beta):
     return pair
 
 
+def reference_free_loss(chosen_logprobs, rejected_logprobs, *reference, beta):
+    """Broken: −log σ(β (log π_w − log π_l)), as in lesson 30."""
+    zeros = map(torch.zeros_like, reference)
+    return dpo_loss(chosen_logprobs, rejected_logprobs, *zeros, beta)
+
+
 def test_nothing_moves_at_the_optimum():
     """DPO-10, X-1: pi* = reference exp(r / beta) / Z, whoever draws the pairs."""
     best, _ = world.optimum(REWARDS, REFERENCE, beta=0.5)
@@ -140,9 +145,8 @@ LOSSES = {
 }
 
 
-def free(beta, count=None, **four):
-    ordered = [four[name] for name in NAMES]
-    return reference_free_loss(*ordered, beta=beta, count=count)
+def free(beta, **four):
+    return reference_free_loss(*(four[name] for name in NAMES), beta=beta)
 
 
 def at(h, beta, loss=dpo_loss):
@@ -177,10 +181,9 @@ def test_loss_by_hand():
     close(free(**CASE, beta=2.0), expected)
 
 
-@pytest.mark.parametrize("name", ["dpo", "free"])
-def test_the_losses_owe_what_every_loss_owes(name):
+def test_the_loss_owes_what_every_loss_owes():
     """C-4 to C-12, as far as they are for losses without a mask; DPO-3."""
-    loss = partial(LOSSES.get(name, free), beta=0.7)
+    loss = partial(dpo_loss, beta=0.7)
     common.check_microbatches(loss, CASES, common.all_rows, OWN)
     common.check_permutation(loss, CASES, OWN)
     common.check_shapes_refused(loss, CASE)
@@ -324,7 +327,7 @@ def test_what_is_no_log_probability_is_refused(name):
 
 @pytest.mark.parametrize("beta", [0.0, -0.1, math.nan, math.inf])
 def test_beta_is_refused(beta):
-    for loss in (*LOSSES.values(), free):
+    for loss in LOSSES.values():
         with pytest.raises(ValueError, match="beta: got"):
             loss(**CASE, beta=beta)
 
@@ -376,8 +379,7 @@ GRADED = strategies.groups()
 
 
 def pairs_of(rewards, most=9, seed=0):
-    chosen, rejected = make_pairs(rewards, most, generator(seed))
-    return list(zip(chosen.tolist(), rejected.tolist(), strict=True))
+    return [tuple(pair) for pair in make_pairs(rewards, most, generator(seed)).tolist()]
 
 
 @settings(max_examples=60)
@@ -387,8 +389,8 @@ def test_pairs_are_disjoint_within_a_problem_and_told_apart(rewards, most, seed)
     pairs = pairs_of(rewards, most, seed)
     rows = [row for pair in pairs for row in pair]
     assert len(set(rows)) == len(rows)
-    for w, l in pairs:
-        assert w // K == l // K and flat[w] > flat[l]
+    for better, worse in pairs:
+        assert better // K == worse // K and flat[better] > flat[worse]
     for p, group in enumerate(rewards.tolist()):
         mine = [pair for pair in pairs if pair[0] // K == p]
         assert bool(mine) == (max(group) > min(group))
@@ -396,7 +398,7 @@ def test_pairs_are_disjoint_within_a_problem_and_told_apart(rewards, most, seed)
             right = int(sum(group))
             assert len(mine) == min(right, K - right, most)
         elif mine:  # the widest gap is among them
-            widest = max(flat[w] - flat[l] for w, l in mine)
+            widest = max(flat[better] - flat[worse] for better, worse in mine)
             assert widest == max(group) - min(group)
 
 
@@ -464,13 +466,17 @@ def chance_of_yes(policy):
 
 
 def learns(**more):
-    """Does the exact chance of the preferred answer go from rare to nearly sure?"""
+    """Does the exact chance of the preferred answer go from rare to nearly sure?
+
+    With a few problems the second round may have a single pair, and steps enough on
+    that one carry both of its answers down.
+    """
     policy = base()
     before = chance_of_yes(policy)
-    config = replace(CONFIG, updates=8, prompts=5, batch=10, beta=0.1)
+    config = replace(CONFIG, updates=4, prompts=20, batch=10, beta=0.1)
     metrics = list(run(policy, config, **more))
     assert 0.1 < before < 0.6  # of the world, not of the algorithm
-    told = metrics[7]["preferred"] > 0.9 and metrics[7]["margin"] > 0.05
+    told = metrics[3]["preferred"] > 0.9 and metrics[3]["margin"] > 0.05
     return chance_of_yes(policy) > 0.9 and told
 
 
@@ -484,7 +490,7 @@ def test_with_a_flipped_sign_it_does_not():
 
 
 def test_with_the_pairs_the_wrong_way_round_it_does_not(monkeypatch):
-    monkeypatch.setattr(dpo, "make_pairs", lambda *args: make_pairs(*args)[::-1])
+    monkeypatch.setattr(dpo, "make_pairs", lambda *args: make_pairs(*args).flip(1))
     assert not learns()
 
 
@@ -550,18 +556,24 @@ def spied_batches(monkeypatch):
     return trained
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_two_rounds_by_hand(monkeypatch, temperature):
-    """Every metric against code of its own; T38, T39: the reference of a round is the
-    policy that drew its pairs, and every pair has its own row."""
-    drawn, config = [], replace(CONFIG, temperature=temperature, batch=5, lr=1e-3)
-    original = dpo.generate
+def spied_chunks(monkeypatch):
+    """The rollout of every chunk of a draw, before they are joined."""
+    original, drawn = sampling.generate, []
 
     def spy(*args, **kwargs):
         drawn.append(original(*args, **kwargs))
         return drawn[-1]
 
-    monkeypatch.setattr(dpo, "generate", spy)
+    monkeypatch.setattr(sampling, "generate", spy)
+    return drawn
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_two_rounds_by_hand(monkeypatch, temperature):
+    """Every metric against code of its own; T38, T39: the reference of a round is the
+    policy that drew its pairs, and every pair has its own row."""
+    config = replace(CONFIG, temperature=temperature, batch=5, lr=1e-3)
+    drawn = spied_chunks(monkeypatch)
     trained = spied_batches(monkeypatch)
     policy, start, state = base(), base(), {}
     steps = run(policy, config, reference=new_gpt(3), state=state)
@@ -620,13 +632,7 @@ def test_two_rounds_by_hand(monkeypatch, temperature):
 def test_the_reported_kl_is_that_of_the_draw(monkeypatch):
     """Of the first answer to each problem, all chunks together: nats at each choice,
     exact over the vocabulary, by code of its own."""
-    original, drawn = dpo.generate, []
-
-    def spy(*args, **kwargs):
-        drawn.append(original(*args, **kwargs))
-        return drawn[-1]
-
-    monkeypatch.setattr(dpo, "generate", spy)
+    drawn = spied_chunks(monkeypatch)
     policy, reference = base(), new_gpt(3)
     twin = copy.deepcopy(policy)
     metrics = next(run(policy, replace(CONFIG, temperature=0.8), reference=reference))
@@ -715,7 +721,7 @@ def test_problems_are_asked_in_order_and_again_when_they_run_out():
         return yes(problems, texts)
 
     list(run(base(), CONFIG, spy))
-    assert asked == ["abc", "d", "eab", "c"]
+    assert asked == ["abcd", "eabc"]
 
 
 def test_micro_batches_bound_memory_and_change_nothing():
@@ -777,7 +783,7 @@ def test_train_is_a_generator():
     steps = run(policy, CONFIG, spy, state=state)
     assert inspect.isgenerator(steps) and not calls
     for update in (1, 2):
-        assert next(steps)["update"] == update and calls == [18, 6]
+        assert next(steps)["update"] == update and calls == [24]
         assert torch.is_grad_enabled()
         training.assert_same_bits(dict(state["policy"]), dict(policy.state_dict()))
         assert state["update"] == update

@@ -20,16 +20,14 @@ from minialign.algorithms.grpo import (
     by_constant,
     centred_advantages,
     clipped_loss,
-    deal,
     group_advantages,
     k1_term,
     k2_term,
     k3_term,
     per_sequence,
     per_token,
-    probability_ratio,
 )
-from minialign.logprobs import kl_ratio_k3
+from minialign.logprobs import kl_ratio_k3, probability_ratio
 from minialign.problems import Problem
 from minialign.sampling import generate
 from tests import enumeration as world
@@ -696,8 +694,7 @@ def test_a_pass_deals_every_answer_once():
     options = {"max_new_tokens": 3, "samples": 3, "generator": generator()}
     ids = {"eos_id": TOKENIZER.eos_id, "pad_id": TOKENIZER.pad_id}
     rollout = generate(base(), prompts, **ids, **options)
-    config = replace(CONFIG, epochs=2, minibatches=4, micro_batch=3)
-    steps = deal(rollout, config, generator())
+    steps = rollout.deal(2, 4, 3, generator())
     assert [len(torch.cat(step)) for step in steps] == 2 * [4, 4, 4, 3]
     assert max(len(rows) for step in steps for rows in step) == 3
     passes = [torch.cat([torch.cat(s) for s in steps[i : i + 4]]) for i in (0, 4)]
@@ -705,7 +702,7 @@ def test_a_pass_deals_every_answer_once():
         assert order.sort()[0].tolist() == list(range(15))
     assert not torch.equal(*passes)
     draw = generator()
-    (step,) = deal(rollout, replace(config, epochs=1, minibatches=1), draw)
+    (step,) = rollout.deal(1, 1, 3, draw)
     training.assert_same_bits(draw.get_state(), generator().get_state())
     training.assert_same_bits(step, rollout.micro_batches(3))
 
@@ -820,11 +817,12 @@ def test_problems_are_asked_in_order_and_again_when_they_run_out(monkeypatch):
         asked.append("".join(problem.question for problem in problems))
         return always(problems, texts)
 
-    def styled(problems, texts):
-        assert "".join(problem.question for problem in problems) == asked[-1]
+    def measured(problems, rollout, rewards, tokenizer):
+        repeated = [p.question for p in problems for _ in range(rollout.samples)]
+        assert "".join(repeated) == asked[-1]
         return {}
 
-    monkeypatch.setattr(grpo, "style_shares", styled)
+    monkeypatch.setattr(grpo, "answer_metrics", measured)
     metrics = list(run(base(), replace(CONFIG, samples=2), spy))
     assert asked == ["aabb", "ccdd", "eeaa", "bbcc", "ddee"]
     assert [row["completions"] for row in metrics] == [4, 8, 12, 16, 20]

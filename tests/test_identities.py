@@ -60,7 +60,7 @@ def slope(loss, logprobs=LOGPROBS):
 
 
 def reinforced(advantages=A):
-    return slope(lambda l: reinforce.reinforce_loss(l, advantages, MASK))
+    return slope(lambda x: reinforce.reinforce_loss(x, advantages, MASK))
 
 
 def test_the_batch_tells_signs_and_lengths_apart():
@@ -114,8 +114,8 @@ def dpo_pair(rows, logprobs, mask, weights):
     """Both orders of a pair, each with the chance that it is labelled so."""
     sums, refs = logprobs.sum(1), REF_LOGPROBS[rows].sum(1)
     total = torch.zeros((), dtype=sums.dtype)
-    for (w, l), weight in zip(([0, 1], [1, 0]), weights, strict=True):
-        pair = sums[[w]], sums[[l]], refs[[w]], refs[[l]]
+    for (won, lost), weight in zip(([0, 1], [1, 0]), weights, strict=True):
+        pair = sums[[won]], sums[[lost]], refs[[won]], refs[[lost]]
         total = total + weight * dpo.dpo_loss(*pair, BETA)
     return total
 
@@ -205,8 +205,8 @@ def test_the_others_leave_the_optimum(loss, samples, behaviour):
 
 def paired(logprobs, ref_logprobs, beta=BETA):
     """Rows 0, 2, 4 are preferred to rows 1, 3, 5."""
-    l, q = (torch.where(MASK, x, 0.0).sum(1) for x in (logprobs, ref_logprobs))
-    return dpo.dpo_loss(l[0::2], l[1::2], q[0::2], q[1::2], beta)
+    sums, refs = (torch.where(MASK, x, 0.0).sum(1) for x in (logprobs, ref_logprobs))
+    return dpo.dpo_loss(sums[0::2], sums[1::2], refs[0::2], refs[1::2], beta)
 
 
 def test_dpo_starts_as_rloo():
@@ -214,20 +214,20 @@ def test_dpo_starts_as_rloo():
     of RLOO with K = 2 answers whose rewards differ by beta."""
     rewards = torch.tensor([[BETA, 0.0]], dtype=torch.float64).expand(3, 2)
     advantages = rloo.leave_one_out(rewards).flatten()
-    expected = slope(lambda l: rloo.rloo_loss(l, advantages, MASK))
-    close(slope(lambda l: paired(l, LOGPROBS)), expected)
-    far(slope(lambda l: paired(l, LOGPROBS, 2 * BETA)), expected)
+    expected = slope(lambda x: rloo.rloo_loss(x, advantages, MASK))
+    close(slope(lambda x: paired(x, LOGPROBS)), expected)
+    far(slope(lambda x: paired(x, LOGPROBS, 2 * BETA)), expected)
 
 
 def test_away_from_the_reference_dpo_pulls_by_how_wrong_it_is():
     """X-2, the condition dropped: the pair's pull is 2 σ(−β h) times RLOO's."""
     rewards = torch.tensor([[BETA, 0.0]], dtype=torch.float64).expand(3, 2)
     advantages = rloo.leave_one_out(rewards).flatten()
-    expected = slope(lambda l: rloo.rloo_loss(l, advantages, MASK))
+    expected = slope(lambda x: rloo.rloo_loss(x, advantages, MASK))
     change = torch.where(MASK, LOGPROBS - OTHERS, 0.0).sum(1)
     h = change[0::2] - change[1::2]  # (3,)
     factor = 2 * torch.sigmoid(-BETA * h).repeat_interleave(2)[:, None]
-    actual = slope(lambda l: paired(l, OTHERS))
+    actual = slope(lambda x: paired(x, OTHERS))
     close(actual, expected * factor)
     far(actual, expected)
 
@@ -241,7 +241,7 @@ def test_ppo_starts_as_reinforce():
     whole = A[:, None].expand(6, 5)
 
     def loss(old):
-        return slope(lambda l: ppo.policy_loss(l, old, whole, MASK, 0.2, 0.2))
+        return slope(lambda x: ppo.policy_loss(x, old, whole, MASK, 0.2, 0.2))
 
     close(loss(LOGPROBS), reinforced())
     far(loss(OTHERS), reinforced())
@@ -249,8 +249,8 @@ def test_ppo_starts_as_reinforce():
 
 
 def grpo_slope(advantages, weights, old=LOGPROBS):
-    def loss(l):
-        return (weights * grpo.clipped_loss(l, old, advantages, MASK)).sum()
+    def loss(x):
+        return (weights * grpo.clipped_loss(x, old, advantages, MASK)).sum()
 
     return slope(loss)
 
@@ -270,9 +270,9 @@ def test_grpo_and_ppo_clip_alike():
     whole, weights = A[:, None].expand(6, 5), MASK.double() / 6
 
     def pair(old, *band):
-        by_ppo = slope(lambda l: ppo.policy_loss(l, old, whole, MASK, *band))
+        by_ppo = slope(lambda x: ppo.policy_loss(x, old, whole, MASK, *band))
         by_grpo = slope(
-            lambda l: (weights * grpo.clipped_loss(l, old, A, MASK, *band)).sum()
+            lambda x: (weights * grpo.clipped_loss(x, old, A, MASK, *band)).sum()
         )
         return by_ppo, by_grpo
 
@@ -288,7 +288,7 @@ def test_grpo_without_std_is_rloo_but_for_its_own_share(groups):
     K = 6 // groups
     rewards = A.view(groups, K)
     expected = slope(
-        lambda l: rloo.rloo_loss(l, rloo.leave_one_out(rewards).flatten(), MASK)
+        lambda x: rloo.rloo_loss(x, rloo.leave_one_out(rewards).flatten(), MASK)
     )
     weights = 5 * grpo.by_constant(MASK, 5)
     centred = grpo_slope(grpo.centred_advantages(rewards).flatten(), weights)
@@ -305,7 +305,7 @@ def test_remax_without_its_baseline_is_reinforce():
     def loss(greedy):
         advantages = remax.remax_advantages(A[:, None], torch.full_like(A, greedy))
         weights = remax.whole_answer(advantages[:, 0], 0 * LOGPROBS, MASK, 0.0)
-        return slope(lambda l: remax.remax_loss(l, weights, MASK))
+        return slope(lambda x: remax.remax_loss(x, weights, MASK))
 
     close(loss(0.0), reinforced())
     close(loss(1.0), reinforced(A - 1))
@@ -354,19 +354,19 @@ def test_rejection_sampling_is_sft_on_the_best():
     assert weights.tolist() == (rewards == rewards.amax(1)[:, None]).flatten().tolist()
     best = weights.nonzero()[:, 0]
     expected = torch.zeros_like(LOGPROBS)
-    expected[best] = slope(lambda l: sft.sft_loss(l, MASK[best]), LOGPROBS[best])
+    expected[best] = slope(lambda x: sft.sft_loss(x, MASK[best]), LOGPROBS[best])
     live = int(MASK[best].sum())
 
     def loss(count):
         w = weights.double()
         return slope(
-            lambda l: rejection_sampling.likelihood_loss(l, w, MASK, count=count)
+            lambda x: rejection_sampling.likelihood_loss(x, w, MASK, count=count)
         )
 
     close(loss(live), expected)
     close(loss(None), expected * live / 6)
     far(loss(None), expected)
-    far(slope(lambda l: sft.sft_loss(l, MASK)), expected)
+    far(slope(lambda x: sft.sft_loss(x, MASK)), expected)
 
 
 def selected(count):

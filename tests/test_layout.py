@@ -77,9 +77,7 @@ def test_an_algorithm_file_is_whole_and_alike(path):
     steps = re.findall(r"^ +# ([1-5])\. (\w+)", text, re.MULTILINE)
     order = ["draw", "score", "compare", "update", "report"]
     assert steps == [(str(i + 1), word) for i, word in enumerate(order)]
-    # Those that take many steps on one draw keep its rows, order and old log-probs.
-    several = path.stem in ("rejection_sampling", "grpo", "ppo", "dpo", "rrhf")
-    assert len(text.splitlines()) <= (350 if several else 250)
+    assert len(text.splitlines()) <= (350 if path.stem == "ppo" else 250)
     assert "Lesson: lessons/" in text and "Source: " in text
     assert list((ROOT / "lessons").glob(f"[0-9][0-9]_{path.stem}.py"))
     assert (ROOT / "tests" / f"test_{path.stem}.py").exists()

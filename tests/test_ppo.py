@@ -1254,14 +1254,14 @@ def test_settings_that_are_none_are_refused(change, match):
 def test_every_model_has_weights_of_its_own():
     refused("reference: beta is 0.1", base(), replace(CONFIG, beta=0.1))
     policy = base()
-    refused("shared weights", policy, reference=policy)
+    refused("share[sd] weights", policy, reference=policy)
     critic = Critic(policy)
     critic.trunk.embed_tokens.weight = policy.embed_tokens.weight
-    refused("shared weights", policy, critic=critic)
+    refused("share[sd] weights", policy, critic=critic)
     reference = base()
     critic = Critic(policy)
     critic.trunk = reference
-    refused("shared weights", policy, critic=critic, reference=reference)
+    refused("share[sd] weights", policy, critic=critic, reference=reference)
 
 
 def test_no_problems_are_refused():

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minialign import checkpoint, evaluation
+from minialign import checkpoint, evaluation, sampling
 from minialign.algorithms import rejection_sampling as rs
 from minialign.algorithms.reinforce import reinforce_loss
 from minialign.algorithms.rejection_sampling import (
@@ -504,15 +504,15 @@ def begin(state, config=CONFIG, **more):
     return run(policy, config, seed=seed, state=state, **more)
 
 
-def spied(monkeypatch, name):
-    """Every result of a function that `train` calls, as the run goes on."""
-    original, results = getattr(rs, name), []
+def spied(monkeypatch, room, name):
+    """Every result of a function that a file calls, as the run goes on."""
+    original, results = getattr(room, name), []
 
     def spy(*args, **kwargs):
         results.append(original(*args, **kwargs))
         return results[-1]
 
-    monkeypatch.setattr(rs, name, spy)
+    monkeypatch.setattr(room, name, spy)
     return results
 
 
@@ -561,16 +561,18 @@ def test_one_update_by_hand(monkeypatch, temperature, chunk):
     Right answers have 2 tokens each, so a batch of 2 x their number holds each once.
     """
     monkeypatch.setattr(rs, "CHUNK", chunk)
-    rollouts = spied(monkeypatch, "generate")
+    chunks, rollouts = (spied(monkeypatch, x, "generate") for x in (sampling, rs))
     policy, reference = new_gpt(0), base()
     policy.load_state_dict({k: 1.2 * v for k, v in base_weights().items()})
     twin = copy.deepcopy(policy)
     config = replace(CONFIG, temperature=temperature)
     first = next(run(copy.deepcopy(policy), config))
     config = replace(config, batch_tokens=RIGHT_TOKENS * first["pool"])
-    rollouts.clear()
+    chunks.clear(), rollouts.clear()
     metrics = next(run(policy, config, reference=reference))
 
+    assert len(rollouts) == 1
+    rollouts = chunks or rollouts  # as drawn, before they are joined
     assert len(rollouts) == math.ceil(3 / chunk)
     answers = [ids for rollout in rollouts for ids in rollout.responses()]
     texts = [TOKENIZER.decode_response(ids) for ids in answers]

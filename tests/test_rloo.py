@@ -1,19 +1,16 @@
 """RLOO: its expected gradient by enumeration, its advantages, loss and training."""
 
 import copy
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import assume
 
-from minialign import checkpoint
 from minialign.algorithms import reinforce, rloo
 from minialign.algorithms.rloo import leave_one_out, rloo_loss, shape_rewards
 from minialign.problems import Problem
@@ -23,13 +20,13 @@ from tests.properties import common, training
 from tests.toy import (
     PROBLEMS,
     TOKENIZER,
-    always,
     base,
     base_weights,
-    chance_of_yes,
     generator,
+    judged,
     new_gpt,
     row_nats,
+    stretched,
     yes,
 )
 
@@ -543,41 +540,19 @@ def begin(state, config=CONFIG):
     return run(policy, config, seed=seed, **more)
 
 
-def spied(monkeypatch, name):
-    """Every result of a function that `train` calls, as the run goes on."""
-    original, results = getattr(rloo, name), []
-
-    def spy(*args, **kwargs):
-        results.append(original(*args, **kwargs))
-        return results[-1]
-
-    monkeypatch.setattr(rloo, name, spy)
-    return results
-
-
-def learns(compare=leave_one_out, **changes):
-    """Does the exact chance of the rewarded answer go from rare to nearly sure?"""
-    policy = base()
-    before = chance_of_yes(policy)
-    config = replace(CONFIG, **{"updates": 15, "prompts": 5, **changes})
-    metrics = list(run(policy, config, compare=compare))
-    assert 0.1 < before < 0.6  # of the world, not of the algorithm
-    rise = metrics[-1]["reward"] - metrics[0]["reward"]
-    return chance_of_yes(policy) > 0.95 and rise > 0.2
+LONG = replace(CONFIG, updates=15, prompts=5)
+learns = partial(training.learns, run, LONG)
 
 
 @pytest.mark.parametrize("samples", [6, 2])
 def test_it_learns_what_is_rewarded(samples):
-    assert learns(samples=samples, prompts=30 // samples)
+    config = replace(LONG, samples=samples, prompts=30 // samples)
+    assert training.learns(run, config)
 
 
 def test_with_a_flipped_sign_it_does_not(monkeypatch):
     """The negative control: the same test fails."""
-
-    def flipped(*args, **kwargs):
-        return -rloo_loss(*args, **kwargs)
-
-    monkeypatch.setattr(rloo, "rloo_loss", flipped)
+    training.flip(monkeypatch, rloo, "rloo_loss")
     assert not learns()
 
 
@@ -590,75 +565,39 @@ def test_with_another_answers_advantage_it_does_not(wrong):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_one_update_by_hand(monkeypatch, temperature):
     """Every metric from the rollout, row by row, against code of its own."""
-    rollouts = spied(monkeypatch, "generate")
-    scored = spied(monkeypatch, "token_logprobs")
+    drawn = training.spied(monkeypatch, rloo, "generate")
+    scored = training.spied(monkeypatch, rloo, "token_logprobs")
     config = replace(CONFIG, beta=0.5, temperature=temperature)
-    policy, reference = new_gpt(0), base()
-    policy.load_state_dict({k: 1.2 * v for k, v in base_weights().items()})
+    policy, reference = stretched(), base()
     twin = copy.deepcopy(policy)
     metrics = next(run(policy, config, reference=reference))
 
-    assert [x.requires_grad for x in scored] == [False, True, True, True]
-    (rollout,) = rollouts
-    texts = [TOKENIZER.decode_response(ids) for ids in rollout.responses()]
-    cut = rollout.truncated.tolist()
-    rewards = torch.tensor(
-        [float(t == "y" and not c) for t, c in zip(texts, cut, strict=True)]
-    )
+    assert [x.requires_grad for _, x in scored] == [False, True, True, True]
+    ((_, rollout),) = drawn
+    rewards = judged(rollout)  # (12,)
     nats = row_nats(twin, rollout, temperature)  # (12,)
     k1 = (nats - row_nats(reference, rollout, temperature)).detach()
     shaped = rewards - 0.5 * k1
     groups = shaped.tolist()[:6], shaped.tolist()[6:]  # one after the other
     advantages = torch.tensor([r - (sum(g) - r) / 5 for g in groups for r in g])
     loss = -(advantages * nats).mean()
-    slopes = torch.autograd.grad(loss, list(twin.parameters()))
-    norm = math.sqrt(sum(slope.double().square().sum().item() for slope in slopes))
     expected = {
-        "update": 1,
         "completions": 12,
-        "reward": rewards.mean().item(),
-        "truncated": sum(cut) / 12,
-        "length": sum(map(len, rollout.responses())) / 12,
         "dead": sum(len(set(g)) == 1 for g in rewards.view(2, 6).tolist()) / 2,
         "advantage_std": advantages.square().mean().sqrt().item(),  # their mean is 0
         "loss": loss.item(),
-        "grad_norm": norm,
+        "grad_norm": training.gradient_norm(loss, twin),
         "kl": k1.mean().item(),
     }
-    styles = {name: x for name, x in metrics.items() if name.startswith("style_")}
-    assert sum(styles.values()) == pytest.approx(1)
-    measured = {name: x for name, x in metrics.items() if name not in styles}
-    assert measured == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    assert all(type(value) in (int, float) for value in metrics.values())
-    assert abs(metrics["kl"]) > 1e-3 and 0 < metrics["reward"] < 1
+    training.assert_metrics(metrics, rollout, expected)
 
 
 def test_scoring_repeats_the_sampler(monkeypatch):
-    """One temperature for both, else the policy scored is not the one that answered."""
-    rollouts = spied(monkeypatch, "generate")
-    scored = spied(monkeypatch, "token_logprobs")
-    config = replace(CONFIG, temperature=0.6, micro_batch=99, updates=2)
-    list(run(base(), config))
-    for rollout, logprobs in zip(rollouts, scored, strict=True):
-        (rows,) = rollout.micro_batches(99)
-        close(logprobs.detach(), rollout.select(rows).logprobs, atol=1e-5)
-        assert (logprobs < -0.01).any()
+    training.check_scoring_repeats_the_sampler(run, CONFIG, rloo, monkeypatch)
 
 
 def test_micro_batches_bound_memory_and_change_nothing():
-    """C-4, in float64, for sizes that do and do not divide the 12 answers."""
-    ends = []
-    for size in (100, 12, 5, 1):
-        policy = base().double()
-        reference = base().double()
-        config = replace(CONFIG, updates=2, micro_batch=size, beta=0.2)
-        metrics = list(run(policy, config, reference=reference))
-        weights = torch.cat([p.detach().flatten() for p in policy.parameters()])
-        ends.append((weights, metrics))
-    for weights, metrics in ends[1:]:
-        torch.testing.assert_close(weights, ends[0][0], rtol=0, atol=1e-7)
-        for row, expected in zip(metrics, ends[0][1], strict=True):
-            assert row == pytest.approx(expected, rel=1e-6)
+    training.check_micro_batches(run, replace(CONFIG, updates=2, beta=0.2))
 
 
 def test_dead_groups_are_counted_and_teach_nothing(monkeypatch):
@@ -689,97 +628,27 @@ def test_dead_groups_are_counted_and_teach_nothing(monkeypatch):
 
 
 def test_an_answer_that_does_not_end_earns_nothing_and_is_counted():
-    """Two tokens are enough for "y" and its end, not for "no" and its end."""
-    config = replace(CONFIG, max_new_tokens=2, updates=1, prompts=5)
-    (metrics,) = run(base(), config, always)
-    assert 0.2 < metrics["truncated"] < 0.9
-    assert metrics["reward"] == pytest.approx(1 - metrics["truncated"])
+    training.check_truncation(run, replace(CONFIG, prompts=5))
 
 
 def test_problems_are_asked_in_order_and_again_when_they_run_out(monkeypatch):
-    asked = []
-
-    def spy(problems, texts):
-        asked.append("".join(problem.question for problem in problems))
-        return always(problems, texts)
-
-    def measured(problems, rollout, rewards, tokenizer):
-        repeated = [p.question for p in problems for _ in range(rollout.samples)]
-        assert "".join(repeated) == asked[-1]
-        return {}
-
-    monkeypatch.setattr(rloo, "answer_metrics", measured)
-    metrics = list(run(base(), replace(CONFIG, samples=2), spy))
-    assert asked == ["aabb", "ccdd", "eeaa", "bbcc", "ddee"]
-    assert [row["completions"] for row in metrics] == [4, 8, 12, 16, 20]
-    assert [row["update"] for row in metrics] == [1, 2, 3, 4, 5]
+    asked = ["aabb", "ccdd", "eeaa", "bbcc", "ddee"]
+    config = replace(CONFIG, samples=2)
+    training.check_order_of_problems(run, config, asked, rloo, monkeypatch)
 
 
 def test_train_is_a_generator():
-    """Lazy; the caller's code runs with gradients on, and may stop at any yield."""
-    calls, state = [], {}
-
-    def spy(problems, texts):
-        calls.append(len(texts))
-        return yes(problems, texts)
-
-    policy = base()
-    steps = run(policy, CONFIG, spy, state=state)
-    assert inspect.isgenerator(steps) and not calls
-    for update in (1, 2):
-        assert next(steps)["update"] == update and calls == [12] * update
-        assert torch.is_grad_enabled()
-        training.assert_same_bits(dict(state["policy"]), dict(policy.state_dict()))
-        assert state["update"] == update
-    steps.close()
-    assert len(calls) == 2 and len(list(run(policy))) == CONFIG.updates
+    training.check_lazy(run, lambda update: [12] * update, length=CONFIG.updates)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"prompts": 3},
-        {"samples": 5},
-        {"max_new_tokens": 2},
-        {"temperature": 0.8},
-        {"beta": 0.5},
-        {"lr": 2e-2},
-        {"warmup": 1},
-        {"max_grad_norm": 0.1},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_every_option_does_something(change):
-    """C-10: other weights after four updates."""
-    assert change.keys() <= vars(CONFIG).keys()
-    ends = []
-    for config in (CONFIG, replace(CONFIG, **change)):
-        state = {}
-        list(islice(begin(state, config), 4))
-        ends.append(torch.cat([w.flatten() for w in state["policy"].values()]))
-    assert not torch.equal(*ends)
+def test_every_option_does_something():
+    changes = {"prompts": 3, "samples": 5, "max_new_tokens": 2, "temperature": 0.8}
+    changes |= {"beta": 0.5, "lr": 2e-2, "warmup": 1, "max_grad_norm": 0.1}
+    training.check_options(begin, CONFIG, changes)
 
 
 def test_beta_holds_the_policy_back_and_the_reference_stays_as_it_is():
-    ends = {}
-    for beta in (0.0, 1.0):
-        policy, reference = base(), base()
-        config = replace(CONFIG, updates=8, beta=beta)
-        metrics = list(run(policy, config, reference=reference))
-        assert abs(metrics[0]["kl"]) < 1e-5  # a copy of the policy, still
-        training.assert_same_bits(dict(reference.state_dict()), dict(base_weights()))
-        assert all(p.grad is None for p in reference.parameters())
-        ends[beta] = chance_of_yes(policy)
-    # The optimum of E[r] - KL has odds of yes e times those of the reference.
-    start = chance_of_yes(base())
-    odds = math.e * start / (1 - start)
-    assert ends[0.0] > 0.9 > ends[1.0]
-    assert ends[1.0] < odds / (1 + odds) + 0.2
-
-
-def test_without_a_reference_there_is_no_kl():
-    assert "kl" not in next(run(base()))
-    assert "kl" in next(run(base(), reference=base()))
+    training.check_kl(run, replace(CONFIG, updates=8))
 
 
 def test_resuming_gives_the_same_bits(tmp_path):
@@ -792,58 +661,23 @@ def test_resuming_in_a_new_process_gives_the_same_bits(tmp_path):
     training.check_resume_in_new_process(begin, 2, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "entry, forgotten",
-    [
-        ("generator", torch.Generator().manual_seed(9).get_state()),
-        ("update", 0),
-        ("policy", new_gpt(9).state_dict()),
-        ("optimizer", None),
-    ],
-)
-def test_a_state_with_a_gap_would_be_found(entry, forgotten, tmp_path):
-    """The negative control: each entry is needed."""
-
-    def load(path):
-        state = checkpoint.load(path)
-        if entry == "optimizer":
-            state[entry]["state"] = {}
-        else:
-            state[entry] = forgotten
-        return state
-
-    path = tmp_path / "rloo.pt"
-    assert common.refutes(training.check_resume, begin, (2,), path, load)
+def test_a_state_with_a_gap_would_be_found(tmp_path):
+    training.check_every_entry_is_needed(begin, tmp_path / "rloo.pt")
 
 
 def test_training_draws_from_its_own_generator():
-    training.check_global_randomness_untouched(begin)
-    torch.manual_seed(0)
-    assert next(run(base(), seed=1)) != next(run(base(), seed=2))
+    training.check_own_generator(begin, run)
 
 
-def refused(match, policy, config=CONFIG, reward=yes, **more):
-    """The call is refused before it changes a weight."""
-    before = copy.deepcopy(dict(policy.state_dict()))
-    with pytest.raises(ValueError, match=match):
-        list(run(policy, config, reward, **more))
-    training.assert_same_bits(dict(policy.state_dict()), before)
+refused = partial(training.assert_refused, run)
 
 
-@pytest.mark.parametrize("beta", [-1.0, math.nan, math.inf])
-def test_a_beta_that_is_no_strength_is_refused(beta):
-    refused("beta: got", base(), replace(CONFIG, beta=beta))
-    refused("beta: got", base(), replace(CONFIG, beta=beta), reference=base())
-
-
-def test_beta_needs_a_reference_of_its_own():
-    config = replace(CONFIG, beta=0.1)
-    refused("reference: beta is 0.1", base(), config)
-    policy = base()
-    refused("reference: shares weights", policy, config, reference=policy)
-    other = base()
-    other.embed_tokens.weight = policy.embed_tokens.weight
-    refused("reference: shares weights", policy, reference=other)
+def test_what_cannot_be_trained_with_is_refused():
+    refused("problems: got none", base(), problems=[])
+    training.check_beta_refused(run, CONFIG)
+    training.check_beta_needs_a_reference(run, CONFIG)
+    training.check_gradient_refused(run)
+    training.check_reward_refused(run)
 
 
 @pytest.mark.parametrize("samples", [1, 0])
@@ -862,30 +696,5 @@ def test_a_comparison_of_another_shape_is_refused(shape):
     refused("advantages has shape", base(), compare=wrong)
 
 
-def test_no_problems_are_refused():
-    refused("problems: got none", base(), problems=[])
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_stops_training(bad):
-    policy = base()
-    policy.norm.weight.register_hook(lambda slope: slope * bad)
-    refused("update 0: gradient norm", policy)
-
-
-def test_a_reward_that_is_not_finite_stops_training():
-    refused("not finite", base(), reward=lambda problems, texts: [math.nan] * 12)
-
-
-def test_the_learning_rate_rises_and_falls_to_zero(monkeypatch):
-    """Of 6 updates with 2 of warm-up: 1/2, 1, then a line that would meet 0 at 6."""
-    rates = []
-    right = torch.optim.AdamW.step
-
-    def watched(self, *args, **kwargs):
-        rates.append(self.param_groups[0]["lr"])
-        return right(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
-    list(run(base(), replace(CONFIG, updates=6, warmup=2, lr=1.0)))
-    assert rates == pytest.approx([1 / 2, 1, 1, 3 / 4, 1 / 2, 1 / 4])
+def test_the_learning_rate_rises_and_falls_to_zero():
+    training.check_schedule(run, replace(CONFIG, updates=6, warmup=2))

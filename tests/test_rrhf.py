@@ -67,16 +67,16 @@ def drawn(**options):
 @pytest.mark.parametrize("scoring, divide", [(scores, True), (summed_scores, False)])
 @pytest.mark.parametrize("margin", [0.0, 0.4])
 def test_the_ranking_lifts_right_over_wrong_where_it_lacks(scoring, divide, margin):
-    """2 Σ π(w) π(l) ∇(p_w − p_l) over the pairs that lack: written out over answers."""
+    """2 Σ π(a) π(b) ∇(p_a − p_b) over the pairs that lack: written out over answers."""
 
     def objective(logits):
         nats = world.sequence_logprobs(logits)
         points = nats / world.LENGTHS if divide else nats
         chances = nats.exp().detach()
         total = torch.zeros((), dtype=torch.float64)
-        for w, l in permutations(range(15), 2):
-            if RIGHT[w] and not RIGHT[l] and points[l] + margin > points[w]:
-                total = total + 2 * chances[w] * chances[l] * (points[w] - points[l])
+        for a, b in permutations(range(15), 2):
+            if RIGHT[a] and not RIGHT[b] and points[b] + margin > points[a]:
+                total = total + 2 * chances[a] * chances[b] * (points[a] - points[b])
         return total
 
     actual = drawn(sft_weight=0.0, scoring=scoring, margin=margin)
@@ -255,14 +255,14 @@ def test_more_answers_never_lower_the_ranking_loss(case):
 @few
 @given(GROUPS.filter(lambda case: case["scores"].shape[1] == 2))
 def test_with_two_answers_it_is_slic_without_a_margin(case):
-    """RR-5, X-5: max(0, δ − p_w + p_l) of each pair, here with δ = 0 and δ = 1."""
+    """RR-5, X-5: max(0, δ − p_won + p_lost) of a pair, here with δ = 0 and δ = 1."""
     for margin in (0.0, 1.0):
         expected = []
         for (a, b), (r, s) in zip(
             case["scores"].tolist(), case["rewards"].tolist(), strict=True
         ):
-            w, l = (a, b) if r > s else (b, a)
-            expected.append(max(0.0, margin - w + l) if r != s else 0.0)
+            won, lost = (a, b) if r > s else (b, a)
+            expected.append(max(0.0, margin - won + lost) if r != s else 0.0)
         actual = ranking_loss(**case, margin=margin)
         close(actual, sum(expected) / len(expected))
 
@@ -579,9 +579,9 @@ def test_one_update_by_hand(monkeypatch, temperature):
     for first in (0, 4, 8):
         group = range(first, first + 4)
         right = [i for i in group if rewards[i]]
-        for w, l in ((w, l) for w in right for l in group if not rewards[l]):
-            found.append((points[l] > points[w]).item())
-            total = total + torch.relu(0.2 + points[l] - points[w]) / 3
+        for a, b in ((a, b) for a in right for b in group if not rewards[b]):
+            found.append((points[b] > points[a]).item())
+            total = total + torch.relu(0.2 + points[b] - points[a]) / 3
         best += right[:1]
     sft = -nats[best].sum() / lengths[best].sum()
     loss = total + 2 * sft
@@ -665,19 +665,24 @@ def test_ties_and_unanswered_problems_are_counted():
 
 
 def test_problems_are_asked_in_order_and_every_batch_is_learnt_from(monkeypatch):
-    asked, learnt = [], []
+    asked, learnt, at_a_time, generate = [], [], [], rrhf.generate
 
     def spy(problems, texts):
         asked.append("".join(problem.question for problem in problems))
         return yes(problems, texts)
 
-    monkeypatch.setattr(rrhf, "style_shares", lambda problems, texts: {})
+    def draw(policy, prompts, chunk, **more):
+        at_a_time.append(chunk)
+        return generate(policy, prompts, chunk=chunk, **more)
+
+    monkeypatch.setattr(rrhf, "generate", draw)
     state, metrics = {}, []
     config = replace(CONFIG, samples=2, updates=4)
     for row in run(base(), config, spy, state=state):
         metrics.append(row)
         learnt.append(len(state["order"]))
-    assert asked == ["aabb", "ccdd", "eeaa", "bbcc"]
+    assert asked == ["aabb" + "ccdd", "eeaa" + "bbcc"]
+    assert at_a_time == [2, 2]
     assert learnt == [1, 0, 1, 0] * 2  # two batches, twice each, in both rounds
     assert [row["completions"] for row in metrics] == [8] * 4 + [16] * 4
     assert [row["update"] for row in metrics] == list(range(1, 9))
@@ -698,18 +703,18 @@ def test_a_round_takes_its_answers_from_the_policy_of_its_start(monkeypatch):
 
 
 def test_given_answers_are_learnt_from_and_nothing_is_drawn(monkeypatch):
-    """The paper's first strategy: answers from elsewhere, drawn once."""
-    judged, state = [], {}
+    """The paper's first strategy: answers from elsewhere, drawn once, as many to a
+    problem as there are, whatever config.samples says."""
+    state = {}
     list(run(base(), replace(CONFIG, rounds=1, updates=1), state=state))
-    for fields, rewards in state["data"]:
-        judged.append((rrhf.Rollout(**fields), rewards))
+    judged = rrhf.Rollout(**state["rollout"]), state["rewards"]
 
     def refuse(*args, **kwargs):
         raise AssertionError("an answer was drawn")
 
     monkeypatch.setattr(rrhf, "generate", refuse)
     policy = base()
-    config = replace(LEARN, updates=10)
+    config = replace(LEARN, updates=10, batch=2, samples=1)
     metrics = list(run(policy, config, problems=[], given=judged))
     assert chance_of(policy) > 0.9 and len(metrics) == 20
     assert {row["completions"] for row in metrics} == {0}
@@ -728,7 +733,7 @@ def test_train_is_a_generator():
     steps = run(policy, CONFIG, spy, state=state)
     assert inspect.isgenerator(steps) and not calls
     for update in (1, 2):
-        assert next(steps)["update"] == update and calls == [8, 8]
+        assert next(steps)["update"] == update and calls == [16]
         assert torch.is_grad_enabled()
         training.assert_same_bits(dict(state["policy"]), dict(policy.state_dict()))
         assert state["update"] == update
@@ -795,7 +800,8 @@ def test_resuming_in_a_new_process_gives_the_same_bits(tmp_path):
         ("update", 0),
         ("policy", new_gpt(9).state_dict()),
         ("optimizer", None),
-        ("data", None),
+        ("rollout", None),
+        ("rewards", None),
     ],
 )
 def test_a_state_with_a_gap_would_be_found(entry, forgotten, tmp_path):
@@ -805,8 +811,10 @@ def test_a_state_with_a_gap_would_be_found(entry, forgotten, tmp_path):
         state = checkpoint.load(path)
         if entry == "optimizer":
             state[entry]["state"] = {}
-        elif entry == "data":
-            state[entry].reverse()
+        elif entry == "rollout":
+            state[entry]["tokens"] = state[entry]["tokens"].flip(0)
+        elif entry == "rewards":
+            state[entry] = state[entry].flip(0)
         else:
             state[entry] = forgotten
         return state
@@ -830,7 +838,8 @@ def refused(match, policy, config=CONFIG, reward=yes, **more):
 
 def test_what_makes_no_run_is_refused():
     refused("0 problems", base(), problems=[])
-    refused("in batches", base(), replace(CONFIG, prompts=3))
+    refused("ragged", base(), replace(CONFIG, prompts=3))
+    refused("samples=1.* or K < 2", base(), replace(CONFIG, samples=1))
     refused("margin: got", base(), replace(CONFIG, margin=-1.0))
     refused("sft_weight: got", base(), replace(CONFIG, sft_weight=math.nan))
 

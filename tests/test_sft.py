@@ -4,7 +4,6 @@ import copy
 import math
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minialign import checkpoint
 from minialign.algorithms import sft
 from minialign.logprobs import sequence_mean, token_logprobs
 from minialign.model import GPT, GPTConfig
@@ -45,6 +43,10 @@ def tiny_gpt(seed=0):
     sizes = {"dim": 32, "layers": 2, "heads": 2, "kv_heads": 2, "hidden": 48}
     config = GPTConfig(vocab_size=16, context=16, **sizes)
     return GPT(config, torch.Generator().manual_seed(seed))
+
+
+def run(model, examples=EXAMPLES, config=CONFIG):
+    return sft.train(model, examples, config, pad_id=PAD)
 
 
 def begin(state, config=CONFIG, examples=EXAMPLES, seed=0):
@@ -454,7 +456,7 @@ def memorises():
     model = tiny_gpt()
     before = sum(nats(model, EXAMPLES))
     config = replace(CONFIG, updates=40, batch_size=8)
-    metrics = list(sft.train(model, EXAMPLES, config, pad_id=PAD))
+    metrics = list(run(model, config=config))
     tokens, mask = sft.collate(EXAMPLES, PAD)
     likeliest = model.logits(model(tokens[:, :-1])).argmax(-1)
     right = (likeliest == tokens[:, 1:])[mask].all().item()
@@ -468,8 +470,7 @@ def test_it_learns_its_demonstrations():
 
 def test_with_a_flipped_sign_it_does_not(monkeypatch):
     """The negative control: the same test fails."""
-    right = sft.sft_loss
-    monkeypatch.setattr(sft, "sft_loss", lambda *args: -right(*args))
+    training.flip(monkeypatch, sft, "sft_loss")
     assert not memorises()
 
 
@@ -478,7 +479,7 @@ def test_one_update_by_hand():
     model = tiny_gpt()
     config = replace(CONFIG, batch_size=8, warmup=4)
     twin = copy.deepcopy(model)
-    metrics = next(sft.train(model, EXAMPLES, config, pad_id=PAD))
+    metrics = next(run(model, config=config))
 
     lengths = [len(prompt) + len(response) for prompt, response in EXAMPLES]
     live = sum(len(response) for _, response in EXAMPLES)
@@ -487,13 +488,11 @@ def test_one_update_by_hand():
         logits = twin.logits(twin(torch.tensor([prompt + response])))[0]
         answer = logits[len(prompt) - 1 : -1]
         loss = loss + F.cross_entropy(answer, torch.tensor(response), reduction="sum")
-    slopes = torch.autograd.grad(loss / live, list(twin.parameters()))
-    norm = math.sqrt(sum(slope.double().square().sum().item() for slope in slopes))
     expected = {
         "update": 1,
         "loss": sum(nats(twin, EXAMPLES)) / live,
         "lr": 0.25,
-        "grad_norm": norm,
+        "grad_norm": training.gradient_norm(loss / live, twin),
         "tokens": sum(lengths),
         "live_tokens": live,
         "padding": 1 - sum(lengths) / (8 * max(lengths)),
@@ -511,38 +510,18 @@ def test_losses_of_an_epoch_add_up():
     assert [row["update"] for row in metrics] == [1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"updates": 9},
-        {"batch_size": 4},
-        {"lr": 2e-2},
-        {"warmup": 3},
-        {"muon": False},
-        {"weight_decay": 0.0},
-        {"max_grad_norm": 0.5},
-        {"window": 1},
-        {"learn_prompt": True},
-        {"seed": 1},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_every_option_does_something(change):
-    """C-10: other weights after four updates."""
-    assert change.keys() <= vars(CONFIG).keys()
-    ends = []
-    for config in (CONFIG, replace(CONFIG, **change)):
-        state = {}
-        list(islice(begin(state, config), 4))
-        ends.append(torch.cat([w.flatten() for w in state["model"].values()]))
-    assert not torch.equal(*ends)
+def test_every_option_does_something():
+    changes = {"updates": 9, "batch_size": 4, "lr": 2e-2, "warmup": 3, "muon": False}
+    changes |= {"weight_decay": 0.0, "max_grad_norm": 0.5, "window": 1, "seed": 1}
+    changes |= {"learn_prompt": True}
+    training.check_options(begin, CONFIG, changes, models=["model"])
 
 
 @pytest.mark.parametrize("muon", [True, False])
 def test_resuming_gives_the_same_bits(muon, tmp_path):
     """IO-3: within an epoch of 3 updates, at its border, and across one."""
-    run = partial(begin, config=replace(CONFIG, muon=muon))
-    training.check_resume(run, (1, 2, 3, 7), tmp_path / "sft.pt")
+    either = partial(begin, config=replace(CONFIG, muon=muon))
+    training.check_resume(either, (1, 2, 3, 7), tmp_path / "sft.pt")
 
 
 @pytest.mark.slow
@@ -550,51 +529,24 @@ def test_resuming_in_a_new_process_gives_the_same_bits(tmp_path):
     training.check_resume_in_new_process(begin, 2, tmp_path)
 
 
-def without_optimizer(state):
-    for saved in state["optimizers"]:
-        saved["state"] = {}
-
-
-def without_position(state):
-    state["update"] = 0
-
-
-def without_weights(state):
-    state["model"] = tiny_gpt(seed=5).state_dict()
-
-
-@pytest.mark.parametrize(
-    "forget", [without_optimizer, without_position, without_weights]
-)
-def test_a_state_with_a_gap_would_be_found(forget, tmp_path):
-    """The negative control of the two before: each entry is needed."""
-
-    def load(path):
-        state = checkpoint.load(path)
-        forget(state)
-        return state
-
-    path = tmp_path / "sft.pt"
-    assert common.refutes(training.check_resume, begin, (2,), path, load)
+def test_a_state_with_a_gap_would_be_found(tmp_path):
+    gaps = {
+        "model": lambda saved: tiny_gpt(seed=5).state_dict(),
+        "optimizers": lambda saved: [{**one, "state": {}} for one in saved],
+        "update": lambda saved: 0,
+    }
+    training.check_every_entry_is_needed(begin, tmp_path / "sft.pt", gaps)
 
 
 def test_training_draws_from_its_own_generators():
     training.check_global_randomness_untouched(begin)
 
 
-def refused(match, model, examples=EXAMPLES, config=CONFIG):
-    """The call is refused before it changes a weight."""
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=match):
-        list(sft.train(model, examples, config, pad_id=PAD))
-    training.assert_same_bits(model.state_dict(), before)
+refused = partial(training.assert_refused, run)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_stops_training(bad):
-    model = tiny_gpt()
-    model.norm.weight.register_hook(lambda slope: slope * bad)
-    refused("update 0: gradient norm", model)
+def test_a_gradient_that_is_not_finite_stops_training():
+    training.check_gradient_refused(run, tiny_gpt)
 
 
 def test_a_loss_that_is_not_finite_stops_training():
@@ -606,7 +558,7 @@ def test_a_loss_that_is_not_finite_stops_training():
 
 def test_examples_that_do_not_fit_are_refused():
     fits = [([BOS, *[3] * 9], [4] * 5 + [EOS])]
-    list(sft.train(tiny_gpt(), fits, replace(CONFIG, updates=1), pad_id=PAD))
+    list(run(tiny_gpt(), fits, replace(CONFIG, updates=1)))
     longer = [([BOS, *[3] * 10], [4] * 5 + [EOS])]
     refused("examples: one has 17 tokens, .* context of 16", tiny_gpt(), longer)
 

@@ -2,7 +2,8 @@
 
 Five one-letter questions, a GPT of some thousand weights on bytes, and a base that says
 "y" to a third of them. Rewarding "y" must make it say so more often: `chance_of_yes` is
-exact, so a test of learning needs no luck.
+exact, so a test of learning needs no luck. `judged` and `row_nats` are the reward and
+the log-probabilities of a rollout by code of their own.
 """
 
 from collections.abc import Sequence
@@ -62,8 +63,22 @@ def base():
     return model
 
 
+def stretched():
+    """The base with weights 1.2 times as large: a policy with some KL to the base."""
+    model = new_gpt(0)
+    model.load_state_dict({name: 1.2 * x for name, x in base_weights().items()})
+    return model
+
+
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def judged(rollout):
+    """(B,): 1 for every "y" that ended, else 0."""
+    texts = [TOKENIZER.decode_response(ids) for ids in rollout.responses()]
+    both = zip(texts, rollout.truncated.tolist(), strict=True)
+    return torch.tensor([float(text == "y" and not cut) for text, cut in both])
 
 
 def row_nats(model, rollout, temperature=1.0):

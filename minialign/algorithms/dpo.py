@@ -4,22 +4,17 @@ Of all policies, E[r] − β KL(π ‖ reference) is largest for π*(y|x) ∝ re
 e^(r/β). Read backwards, every π is the best one for *some* reward: r̂ = β log(π(y|x) /
 reference(y|x)), up to a number that depends on x alone and cancels between two answers
 to one question. So r̂ can be fitted to preferences directly, y_w preferred to y_l:
+L = −log σ(β h), with h = log π(y_w)/reference(y_w) − log π(y_l)/reference(y_l).
 
-    L = −log σ(β h),  h = log π(y_w)/reference(y_w) − log π(y_l)/reference(y_l)
-
-A small β is a *long* leash: the same loss then takes a larger h.
-Source: Rafailov et al. 2023, arXiv 2305.18290, equations 4 to 7.
-
-What changes from RLOO: only which answer was better counts, and the reference sits in
-the loss. Yet at π = reference, where h = 0, the gradient is RLOO's for K = 2 answers
-whose rewards differ by β; from there on, pairs told apart pull less and less.
+A small β is a *long* leash: the same loss then takes a larger h. Source: Rafailov et
+al. 2023, arXiv 2305.18290, equations 4 to 7. What changes from RLOO: only which answer
+was better counts, and the reference sits in the loss. Yet at π = reference (h = 0) the
+gradient is RLOO's for 2 answers, rewards β apart; then pairs told apart pull ever less.
 
 Details: in the paper's outline pairs are drawn once (`rounds` 1), by the policy that
-stays the reference. In further rounds we draw from the policy as it is by then, which
+stays the reference. In later rounds we draw from the policy as it is by then, which
 becomes the reference: nothing ties it to the start (`reset_reference` False does). Log
-π is a sum over tokens, EOS included: the mean is another loss, with another β.
-
-Lesson: lessons/30_dpo.py
+π sums over tokens with EOS: the mean is another loss and β. Lesson: lessons/30_dpo.py
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,20 +23,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-from torch.nn.utils.rnn import pad_sequence
 
-from minialign.evaluation import measured_kl, style_shares
+from minialign.evaluation import answer_metrics, measured_kl
 from minialign.logprobs import (
     check_logprobs,
+    check_reference,
     check_shapes,
-    masked_sum,
     sequence_sum,
     token_logprobs,
 )
 from minialign.model import GPT
 from minialign.problems import Problem
 from minialign.rewards import Reward, score
-from minialign.sampling import generate
+from minialign.sampling import collate, generate
 from minialign.tokenizer import Tokenizer
 
 Pair = tuple[list[int], list[int], list[int]]  # ids: prompt, chosen, rejected with EOS
@@ -74,12 +68,9 @@ def logistic(h: Tensor, beta: float) -> Tensor:
 
 
 def conservative(h: Tensor, beta: float, smoothing: float = 0.1) -> Tensor:
-    """cDPO: −(1 − ε) log σ(β h) − ε log σ(−β h), as if a share ε of the preferences
-    were the wrong way round; lowest at β h = log((1 − ε)/ε), not at ∞.
-
-    Raises: ValueError for a smoothing ε outside [0, 0.5).
-    Source: Mitchell 2023, "A note on DPO with noisy preferences".
-    """
+    """cDPO: −(1 − ε) log σ(β h) − ε log σ(−β h), as if a share ε of preferences were
+    the wrong way round; lowest at β h = log((1 − ε)/ε), not ∞. Source: Mitchell 2023,
+    "A note on DPO with noisy preferences". Raises: ValueError for ε not in [0, 0.5)."""
     if not 0 <= smoothing < 0.5:
         raise ValueError(f"smoothing: got {smoothing}, must be in [0, 0.5)")
     return -(1 - smoothing) * logsigmoid(beta * h) - smoothing * logsigmoid(-beta * h)
@@ -87,10 +78,8 @@ def conservative(h: Tensor, beta: float, smoothing: float = 0.1) -> Tensor:
 
 def ipo(h: Tensor, beta: float) -> Tensor:
     """IPO: (h − 1/(2β))², nats², pulls every h to one finite value, from both sides.
-
     Source: Azar et al. 2023, arXiv 2310.12036, equation 17; its τ is our β, its log π
-    are sums (TRL: means).
-    """
+    are sums (TRL: means)."""
     return (h - 1 / (2 * beta)) ** 2
 
 
@@ -104,40 +93,28 @@ def dpo_loss(
     Shapes: all (B,), *sums* of log-probs over an answer -> (). Units: nats per pair.
     Reduction: mean over pairs; `count` replaces B, so that micro-batches add up.
     Gradient: through chosen_logprobs, −β σ(−β h) / B, and rejected_logprobs, its
-    opposite: pairs well told apart count for little.
+    opposite: pairs well told apart count for little. Source: the paper's equation 7.
     Raises: ValueError for shapes that disagree, (B, 1) for (B,), values not finite or
     above 0, a beta not positive; TypeError for what is not float32 or float64.
-    Source: Rafailov et al. 2023, arXiv 2305.18290, equation 7.
     """
     given = {name: x for name, x in locals().items() if name.endswith("logprobs")}
-    check_shapes(**given)
-    if chosen_logprobs.dim() != 1:
-        raise ValueError(f"chosen_logprobs: got {chosen_logprobs}, must be (B,)")
+    check_shapes(**given, **{"(B,)": chosen_logprobs.flatten()})  # no (B, 1)
     live = torch.ones_like(chosen_logprobs, dtype=torch.bool)  # (B,)
     for name, x in given.items():
         check_logprobs(name, x, live)
-    _check_beta(beta)
+    if not 0 < beta < float("inf"):
+        raise ValueError(f"beta: got {beta}, must be finite and above 0")
     h = chosen_logprobs - ref_chosen_logprobs.detach()  # (B,)
     h = h - (rejected_logprobs - ref_rejected_logprobs.detach())  # (B,)
     return sequence_sum(per_pair(h, beta)[:, None], live[:, None], count)
 
 
-def reference_free_loss(chosen_logprobs: Tensor, rejected_logprobs: Tensor, *reference,
-                        beta: float, count: int | None = None) -> Tensor:  # fmt: skip
-    """The broken variant: −log σ(β (log π_w − log π_l)); else as `dpo_loss`."""
-    zeros = map(torch.zeros_like, reference)
-    return dpo_loss(chosen_logprobs, rejected_logprobs, *zeros, beta, count)
-
-
-def make_pairs(
-    rewards: Tensor, most: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def make_pairs(rewards: Tensor, most: int, generator: torch.Generator) -> Tensor:
     """Pair the best answer to a problem with the worst, the second with the second ...
 
     Ties are broken by lot, and equal rewards make no pair. So rewards of 0 and 1 give
     min(#right, #wrong) disjoint random pairs a problem; at most `most` are kept.
-
-    Shapes: rewards (P, K) -> rows of the P·K answers: chosen (N,), rejected (N,).
+    Shapes: rewards (P, K) -> (N, 2): rows of the P·K answers, chosen and rejected.
     Raises: ValueError for another rank, K < 2, rewards not finite, most < 1.
     """
     if rewards.dim() != 2 or rewards.shape[1] < 2 or not rewards.isfinite().all():
@@ -149,38 +126,23 @@ def make_pairs(
     mixed = lots.to(rewards.device).argsort(1)  # (P, K)
     ranks = rewards.gather(1, mixed).argsort(dim=1, descending=True, stable=True)
     rows = mixed.gather(1, ranks) + K * torch.arange(P).to(mixed)[:, None]  # best first
-    half = min(K // 2, most)
-    better, worse = rows[:, :half], rows.flip(1)[:, :half]  # (P, half) each
-    apart = rewards.flatten()[better] > rewards.flatten()[worse]  # (P, half)
-    return better[apart], worse[apart]
+    pairs = torch.stack((rows, rows.flip(1)), 2)[:, : min(K // 2, most)]
+    earned = rewards.flatten()[pairs]  # (P, K // 2 or most, 2)
+    return pairs[earned[..., 0] > earned[..., 1]]
 
 
-def pair_logprobs(
-    model: GPT, pairs: Sequence[Pair], pad_id: int, temperature: float
-) -> Tensor:
+def pair_logprobs(model: GPT, pairs: Sequence[Pair], pad_id: int, temperature: float):
     """log π of both answers of each pair, summed over tokens. Shapes: -> (N, 2)."""
     device = next(model.parameters()).device
     answers = [(prompt, answer) for prompt, *both in pairs for answer in both]
-    rows = [torch.tensor([*prompt, *answer]) for prompt, answer in answers]
-    tokens = pad_sequence(rows, batch_first=True, padding_value=pad_id)  # (2N, T)
-    starts = torch.tensor([[len(prompt)] for prompt, _ in answers])  # (2N, 1)
-    ends = torch.tensor([[len(row)] for row in rows])  # (2N, 1)
-    column = torch.arange(1, tokens.shape[1])  # (S,)
-    mask = ((starts <= column) & (column < ends)).to(device)  # (2N, S)
-    logprobs = token_logprobs(model, tokens.to(device), mask, temperature)  # (2N, S)
-    return masked_sum(logprobs, mask).view(-1, 2)  # (N, 2)
-
-
-def _check_beta(beta: float) -> None:
-    if not 0 < beta < float("inf"):
-        raise ValueError(f"beta: got {beta}, must be finite and above 0")
+    tokens, mask = (x.to(device) for x in collate(answers, pad_id))  # (2N, T), (2N, S)
+    return token_logprobs(model, tokens, mask, temperature).sum(1).view(-1, 2)  # (N, 2)
 
 
 def train(
     policy: GPT, tokenizer: Tokenizer, problems: Sequence[Problem], reward: Reward,
     config: DPOConfig, *, generator: torch.Generator, given: Sequence[Pair] = (),
-    loss: Callable[..., Tensor] = dpo_loss, reference: GPT | None = None,
-    state: dict | None = None,
+    loss: Callable = dpo_loss, reference: GPT | None = None, state: dict | None = None,
 ) -> Iterator[dict[str, float]]:  # fmt: skip
     """Train the policy in place; one dict of metrics per optimiser step.
 
@@ -188,72 +150,58 @@ def train(
     they run out. With `given` pairs nothing is drawn or scored: every round has these.
     Steps take a round's pairs in random order, anew when used up. A `state` dict is
     complete at every yield, inside a round too, and continues a run when handed in.
-
-    Metrics: update, round, completions (drawn so far), pairs, chosen_length,
-    rejected_length (tokens); of the draw, before learning from it (not with `given`):
-    reward (mean), truncated (share), length, unpaired (share of problems), style_<name>
-    (shares), kl (nats, exact at each choice, one answer a problem; with a reference);
-    of the step, before it: loss, grad_norm, margin (mean β h), preferred (share of
-    h > 0: rounding, at a round's start), chosen_logprob, rejected_logprob,
-    chosen_shift, rejected_shift (nats; from the round's reference).
-    Without a pair, a round's steps do nothing and report 0.
-
-    Raises: ValueError for a beta not above 0, no problems, a reference missing or with
-    the policy's weights, a gradient not finite.
+    Metrics: update, round, completions (so far), pairs, chosen_length, rejected_length
+    (tokens); of the draw, before learning (not with `given`): `answer_metrics` and
+    unpaired (share of problems), kl (nats, exact at each choice, one answer a problem;
+    with a reference); of the step, before it: loss, grad_norm, margin (mean β h),
+    preferred (share of h > 0: rounding, at a round's start), chosen_logprob,
+    rejected_logprob, chosen_shift, rejected_shift (nats; from the round's reference).
+    Without a pair, steps do nothing and report 0. Raises: ValueError for beta <= 0, no
+    problems, a reference missing or with the policy's weights, a gradient not finite.
     """
-    _check_beta(config.beta)
+    if not 0 < config.beta < float("inf"):
+        raise ValueError(f"beta: got {config.beta}, must be finite and above 0")
     if not problems and not given:
         raise ValueError("problems: got none, need at least one")
-    if reference is None and not config.reset_reference:
-        raise ValueError("reference: reset_reference is False, so one is needed")
-    ours = {p.data_ptr() for p in policy.parameters()}
-    if reference and any(p.data_ptr() in ours for p in reference.parameters()):
-        raise ValueError("reference: shares weights with the policy; pass a copy")
+    needed = "" if config.reset_reference else "reset_reference is False"
+    check_reference(policy, reference, needed)
     state = {} if state is None else state
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=0.0)
     if state:
         policy.load_state_dict(state["policy"])
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"])
-    K, size, steps = config.samples, config.micro_batch, config.rounds * config.updates
-    scoring = tokenizer.pad_id, config.temperature
+    K, heat, size = config.samples, config.temperature, config.micro_batch
+    steps, scoring = config.rounds * config.updates, (tokenizer.pad_id, heat)
 
     for update in range(state.get("update", 0), steps):
         turn, step = divmod(update, config.updates)
         if step == 0:
-            pairs, drawn, asks = list(given), {}, 0 if given else config.prompts
-            for i in range(0, asks, config.chunk):
+            pairs, asked, drawn = list(given), [], {}
+            if not given:
                 # 1. draw
-                ends = turn * asks + i, turn * asks + min(i + config.chunk, asks)
-                asked = [problems[j % len(problems)] for j in range(*ends)]
+                wanted = range(turn * config.prompts, (turn + 1) * config.prompts)
+                asked = [problems[i % len(problems)] for i in wanted]
                 prompts = [tokenizer.encode_prompt(each.question) for each in asked]
                 rollout = generate(
-                    policy, prompts, samples=K, temperature=config.temperature,
+                    policy, prompts, samples=K, temperature=heat, chunk=config.chunk,
                     eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
                     max_new_tokens=config.max_new_tokens, generator=generator,
                 )  # fmt: skip
-                answers = rollout.responses()
 
                 # 2. score
                 rewards = score(reward, asked, rollout, tokenizer).view(-1, K)  # (P, K)
-                texts = [tokenizer.decode_response(ids) for ids in answers]
-                means = style_shares([each for each in asked for _ in range(K)], texts)
-                means["reward"] = rewards.mean().item()
-                means["truncated"] = rollout.truncated.float().mean().item()
-                means["length"] = rollout.lengths().float().mean().item()
-                tied = rewards.amax(1) == rewards.amin(1)  # (P,)
-                means["unpaired"] = tied.float().mean().item()
-                if reference:
-                    one = rollout.select(torch.arange(0, len(answers), K))
-                    means["kl"] = measured_kl(policy, reference, one).mean().item()
-                for name, mean in means.items():
-                    drawn[name] = drawn.get(name, 0.0) + mean * len(asked) / asks
+                drawn = answer_metrics(asked, rollout, rewards, tokenizer)
+                if reference is not None:
+                    one = rollout.select(torch.arange(0, rewards.numel(), K))
+                    drawn["kl"] = measured_kl(policy, reference, one).mean().item()
 
                 # 3. compare
-                both = make_pairs(rewards, config.pairs_per_problem, generator)
-                for w, l in zip(*(rows.tolist() for rows in both), strict=True):
-                    pairs.append((prompts[w // K], answers[w], answers[l]))
-            drawn |= {"pairs": len(pairs), "completions": (turn + 1) * asks * K}
+                answers = rollout.responses()
+                rows = make_pairs(rewards, config.pairs_per_problem, generator).tolist()
+                pairs = [(prompts[w // K], answers[w], answers[v]) for w, v in rows]
+                drawn["unpaired"] = 1 - len({w // K for w, _ in rows}) / len(asked)
+            drawn |= {"pairs": len(pairs), "completions": (turn + 1) * len(asked) * K}
             for name, i in (("chosen_length", 1), ("rejected_length", 2)):
                 drawn[name] = sum(len(p[i]) for p in pairs) / max(len(pairs), 1)
             frozen = policy if config.reset_reference else reference
@@ -289,17 +237,13 @@ def train(
 
         # 5. report
         four = torch.cat(seen).detach() if seen else torch.zeros(1, 4)  # (pairs, 4)
-        shift = four[:, :2] - four[:, 2:]  # (pairs, 2)
-        h = shift[:, 0] - shift[:, 1]
+        h = four[:, 0] - four[:, 2] - (four[:, 1] - four[:, 3])  # (pairs,)
         chosen, rejected, ref_chosen, ref_rejected = four.mean(0).tolist()
-        state["policy"] = policy.state_dict()
-        state["optimizer"] = optimizer.state_dict()
-        state["generator"] = generator.get_state()
-        state["update"] = update + 1
+        state |= {"policy": policy.state_dict(), "optimizer": optimizer.state_dict()}
+        state |= {"generator": generator.get_state(), "update": update + 1}
         yield {
-            "update": update + 1, "round": turn + 1, **state["drawn"],
-            "loss": value, "grad_norm": norm.item(),
-            "margin": config.beta * h.mean().item(),
+            "update": update + 1, "round": turn + 1, **state["drawn"], "loss": value,
+            "grad_norm": norm.item(), "margin": config.beta * h.mean().item(),
             "preferred": (h > 0).float().mean().item(),
             "chosen_logprob": chosen, "chosen_shift": chosen - ref_chosen,
             "rejected_logprob": rejected, "rejected_shift": rejected - ref_rejected,

@@ -4,14 +4,12 @@ Objective, each round anew: maximise Σ log π(y | x) over the answers y that we
 among K drawn from π to each problem x. The reward decides what is kept, nothing else.
 
 Source: RAFT, arXiv 2304.06767, algorithm 1; Llama 2, arXiv 2307.09288, section 3.2.3.
-
 What changes from SFT: the demonstrations are the policy's own answers, and a reward
 picks them. Nothing pushes a wrong answer down, except that probabilities sum to 1.
 
 Details: RAFT draws colder than it trains, which sharpens by itself; we draw and score
 at one temperature. RAFT learns from the latest round alone; Llama 2 went back to all
 rounds when it saw skills forgotten. A problem that nobody solved is skipped: counted.
-
 Lesson: lessons/10_rejection_sampling.py
 """
 
@@ -21,12 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from minialign.evaluation import binary_kl, style_shares
+from minialign.evaluation import answer_metrics, binary_kl, style_shares
 from minialign.logprobs import (
     check_logprobs,
     check_mask,
+    check_reference,
     check_rows,
     check_shapes,
     sequence_sum,
@@ -35,11 +33,11 @@ from minialign.logprobs import (
 from minialign.model import GPT
 from minialign.problems import Problem
 from minialign.rewards import Reward, score
-from minialign.sampling import generate
+from minialign.sampling import Example, collate, generate, rescore
 from minialign.tokenizer import Tokenizer
 
 CHUNK = 128  # problems drawn at a time: bounds memory
-Pool = list[tuple[list[int], list[int]]]  # prompt ids, response ids
+Pool = list[Example]  # prompt ids, response ids
 Select = Callable[[Tensor, Tensor, torch.Generator], Tensor]  # -> (P, K) bool
 
 
@@ -135,7 +133,6 @@ def likelihood_loss(
 
     All w = 1 and count the number of live tokens: SFT, as `train` does. w the rewards
     of fresh answers and count their number: REINFORCE without a baseline, unbiased.
-
     Shapes: logprobs, mask (B, S); weights (B,) -> (). Units: nats x those of w.
     Reduction: sequence sum / count; None: all rows with a live token, kept or not.
     Gradient: through logprobs only. Raises: as the three checks. Source: RAFT.
@@ -146,49 +143,29 @@ def likelihood_loss(
     return -sequence_sum(logprobs * weights.detach()[:, None], mask, count)
 
 
-def collate(examples: Pool, pad_id: int) -> tuple[Tensor, Tensor]:
-    """Tokens (B, T), padded at the right; mask (B, S), True where it chose."""
-    rows = [torch.tensor(prompt + answer) for prompt, answer in examples]
-    chose = [torch.arange(1, len(p + a)) >= len(p) for p, a in examples]
-    return pad_sequence(rows, True, pad_id), pad_sequence(chose, True)
-
-
 def train(
-    policy: GPT,
-    tokenizer: Tokenizer,
-    problems: Sequence[Problem],
-    reward: Reward,
-    config: RejectionSamplingConfig,
-    *,
-    generator: torch.Generator,
-    select: Select = select_right,
-    keep: Callable[[Pool, Pool], Pool] = keep_latest,
-    reference: GPT | None = None,
-    state: dict | None = None,
-) -> Iterator[dict[str, float]]:
+    policy: GPT, tokenizer: Tokenizer, problems: Sequence[Problem], reward: Reward,
+    config: RejectionSamplingConfig, *, generator: torch.Generator,
+    select: Select = select_right, keep: Callable[[Pool, Pool], Pool] = keep_latest,
+    reference: GPT | None = None, state: dict | None = None,
+) -> Iterator[dict[str, float]]:  # fmt: skip
     """Train the policy in place; one dict of metrics per optimiser step.
 
     Round r asks problems[r * prompts : (r + 1) * prompts], from the start again when
     they run out. Steps go through the pool in random order, anew when used up. `state`
     is complete at every yield, inside a round too, and continues a run when handed in.
-
-    Metrics of the draw, before it is learnt from: round, completions (so far), reward
-    (mean over all answers), truncated (share), length (tokens per answer), entropy
-    (nats per token), kept (share of answers), unanswered (share of problems with no
-    reward above 0), pool (answers), style_<name> and kept_style_<name> (shares; 0 where
-    none was kept), kl (nats per answer, mean k1; only with a reference). Of the step:
-    update, loss (nats per token), grad_norm (before clipping), tokens (trained on so
-    far). With an empty pool a step does nothing: loss 0, grad_norm 0.
-
+    Metrics of the draw, before it is learnt from: round, completions (so far), those of
+    `answer_metrics`, entropy (nats per token), kept (share of answers), pool (answers),
+    unanswered (share of problems with no reward above 0), kept_style_<name> (shares; 0
+    where none was kept), kl (nats per answer, mean k1; only with a reference). Of the
+    step: update, loss (nats per token), grad_norm (before clipping), tokens (trained on
+    so far). With an empty pool a step does nothing: loss 0, grad_norm 0.
     Raises: ValueError for no problems, a reference that shares the policy's weights,
     counts below 1, a selection not bool (P, K), a gradient not finite.
     """
     if not problems or min(config.rounds, config.updates, config.batch_tokens) < 1:
         raise ValueError(f"{len(problems)} problems, {config}: counts must be >= 1")
-    if reference is not None:
-        ours = {p.data_ptr() for p in policy.parameters()}
-        if any(p.data_ptr() in ours for p in reference.parameters()):
-            raise ValueError("reference: shares weights with the policy; pass a copy")
+    check_reference(policy, reference)
     state = {} if state is None else state
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=0.0)
     if state:
@@ -197,7 +174,7 @@ def train(
         generator.set_state(state["generator"])
     pool, order = state.get("pool", []), list(state.get("order", []))
     drawn, seen = state.get("drawn", {}), state.get("tokens", 0)
-    K, T, pad_id = config.samples, config.temperature, tokenizer.pad_id
+    K, heat, pad_id = config.samples, config.temperature, tokenizer.pad_id
     steps, device = config.rounds * config.updates, next(policy.parameters()).device
 
     for update in range(state.get("update", 0), steps):
@@ -207,54 +184,36 @@ def train(
             wanted = range(round_ * config.prompts, (round_ + 1) * config.prompts)
             asked = [problems[i % len(problems)] for i in wanted]
             prompts = [tokenizer.encode_prompt(problem.question) for problem in asked]
-            parts = [slice(i, i + CHUNK) for i in range(0, len(asked), CHUNK)]
-            rollouts = [
-                generate(
-                    policy, prompts[part], samples=K, eos_id=tokenizer.eos_id,
-                    pad_id=pad_id, max_new_tokens=config.max_new_tokens,
-                    temperature=T, generator=generator,
-                )
-                for part in parts
-            ]  # fmt: skip
+            rollout = generate(
+                policy, prompts, samples=K, temperature=heat, generator=generator,
+                eos_id=tokenizer.eos_id, pad_id=pad_id, chunk=CHUNK,
+                max_new_tokens=config.max_new_tokens,
+            )  # fmt: skip
 
             # 2. score
-            both = zip(parts, rollouts, strict=True)
-            scores = [score(reward, asked[part], x, tokenizer) for part, x in both]
-            rewards = torch.cat(scores).view(-1, K)  # (P, K)
-            lengths = torch.cat([x.lengths() for x in rollouts]).view(-1, K)  # (P, K)
+            rewards = score(reward, asked, rollout, tokenizer).view(-1, K)  # (P, K)
+            lengths = rollout.lengths().view(-1, K)  # (P, K)
+            nats = -rollout.logprobs.double().sum().item()
+            drawn = answer_metrics(asked, rollout, rewards, tokenizer)
+            drawn["entropy"] = nats / lengths.sum().item()
+            drawn["unanswered"] = (rewards <= 0).all(1).float().mean().item()
+            drawn |= {"round": round_ + 1, "completions": (round_ + 1) * len(asked) * K}
+            if reference is not None:
+                parts = torch.arange(len(asked) * K).split(CHUNK * K)
+                them = rescore(reference, rollout, parts).double().sum().item()
+                drawn["kl"] = (-nats - them) / (len(asked) * K)
 
             # 3. compare
             kept = select(rewards, lengths, generator)  # (P, K)
             if kept.dtype != torch.bool or kept.shape != rewards.shape:
                 raise ValueError(f"select: gave {kept}, must be bool (P, K)")
-            answers = [ids for x in rollouts for ids in x.responses()]
+            answers = rollout.responses()
             rows = kept.flatten().nonzero()[:, 0].tolist()
-            pool = keep(pool, [(prompts[i // K], answers[i]) for i in rows])
-            repeated = [problem for problem in asked for _ in range(K)]
-            texts = [tokenizer.decode_response(ids) for ids in answers]
-            styles = style_shares(repeated, texts)
-            picked = [repeated[i] for i in rows], [texts[i] for i in rows]
-            shares = style_shares(*picked) if rows else dict.fromkeys(styles, 0.0)
-            nats = -sum(x.logprobs.double().sum().item() for x in rollouts)
-            cut = sum(x.truncated.sum().item() for x in rollouts)
-            order, drawn = [], {
-                "round": round_ + 1,
-                "completions": (round_ + 1) * len(answers),
-                "reward": rewards.mean().item(),
-                "truncated": cut / len(answers),
-                "length": lengths.float().mean().item(),
-                "entropy": nats / lengths.sum().item(),
-                "kept": len(rows) / len(answers),
-                "unanswered": (rewards <= 0).all(1).float().mean().item(),
-                "pool": len(pool),
-                **styles,
-                **{f"kept_{name}": share for name, share in shares.items()},
-            }  # fmt: skip
-            if reference is not None:
-                with torch.no_grad():
-                    scored = [(reference, x.tokens, x.mask, T) for x in rollouts]
-                    them = [token_logprobs(*x).double().sum().item() for x in scored]
-                drawn["kl"] = (-nats - sum(them)) / len(answers)
+            pool, order = keep(pool, [(prompts[i // K], answers[i]) for i in rows]), []
+            texts = [tokenizer.decode_response(answers[i]) for i in rows]
+            shares = style_shares([asked[i // K] for i in rows], texts) if rows else {}
+            drawn |= {f"kept_{x}": shares.get(x, 0.0) for x in drawn if "style_" in x}
+            drawn |= {"kept": len(rows) / len(answers), "pool": len(pool)}
 
         # 4. update
         up = (update + 1) / max(config.warmup, 1)
@@ -272,7 +231,7 @@ def train(
         for i in range(0, len(batch), config.micro_batch):
             part = collate(batch[i : i + config.micro_batch], pad_id)
             tokens, mask = (x.to(device) for x in part)  # (b, t), (b, s)
-            logprobs = token_logprobs(policy, tokens, mask, T)  # (b, s)
+            logprobs = token_logprobs(policy, tokens, mask, heat)  # (b, s)
             ones = torch.ones_like(logprobs[:, 0])  # (b,)
             piece = likelihood_loss(logprobs, ones, mask, held)
             piece.backward()
@@ -284,10 +243,8 @@ def train(
         seen += held
 
         # 5. report
-        state["policy"] = policy.state_dict()
-        state["optimizer"] = optimizer.state_dict()
-        state["generator"] = generator.get_state()
-        state |= {"pool": pool, "order": list(order), "drawn": drawn}
-        state |= {"tokens": seen, "update": update + 1}
+        state |= {"policy": policy.state_dict(), "optimizer": optimizer.state_dict()}
+        state |= {"generator": generator.get_state(), "update": update + 1}
+        state |= {"pool": pool, "order": list(order), "drawn": drawn, "tokens": seen}
         step = {"loss": loss, "grad_norm": norm.item(), "tokens": seen}
         yield {"update": update + 1, **drawn, **step}
