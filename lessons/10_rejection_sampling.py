@@ -295,10 +295,7 @@ plotting.save_figure(figure, settings.figure_path)
 figure, axes = plotting.new_figure(3, "What each dial does, and what the filter keeps")
 accuracy, cost, shares = axes
 plotting.draw_dials(accuracy, dials)
-for row, (name, dial) in enumerate(dials.items()):
-    cost.plot(dial["kl"][0], dial["accuracy"][0], "o", color=plotting.COLORS[row % 6])
-    cost.annotate(name, (dial["kl"][0], dial["accuracy"][0]), fontsize=8)
-cost.set(xlabel="KL to the base, nats per answer", ylabel="sampled accuracy")
+plotting.draw_dial_prices(cost, dials)
 drawn, kept = series["style_worked"][draws], series["kept_style_worked"][draws]
 places = np.arange(1, len(drawn) + 1)
 shares.bar(places - 0.2, drawn, 0.4, color=plotting.COLORS[5], label="drawn")

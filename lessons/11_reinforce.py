@@ -277,10 +277,7 @@ plotting.save_figure(figure, settings.figure_path)
 figure, axes = plotting.new_figure(3, "What each dial does to pace, price and noise")
 accuracy, cost, noise = axes
 plotting.draw_dials(accuracy, dials)
-for row, (name, dial) in enumerate(dials.items()):
-    cost.plot(dial["kl"][0], dial["accuracy"][0], "o", color=plotting.COLORS[row % 6])
-    cost.annotate(name, (dial["kl"][0], dial["accuracy"][0]), fontsize=8)
-cost.set(xlabel="KL to the base, nats per answer", ylabel="sampled accuracy")
+plotting.draw_dial_prices(cost, dials)
 row = shown_frozen.get("base", {})
 noise.barh(list(row), row.values(), color=plotting.COLORS[2])
 noise.set(xlabel="signal to noise per answer, at the base")

@@ -335,12 +335,9 @@ accuracy, leash, mix = axes
 plotting.draw_dials(accuracy, dials)
 accuracy.set_title("4,096 answers each (given pairs: none)")
 leash.plot(*frontier(course.base_success()), color="#888", label="frontier (test)")
-for name, row in dials.items():
-    if name.startswith("beta") and row["config"]["lr"] == config.lr:
-        leash.plot(row["kl"][0], row["accuracy"][0], "o", color=plotting.COLORS[0])
-        leash.annotate(name, (row["kl"][0], row["accuracy"][0]), fontsize=8)
-leash.set(xlabel="KL to the base, nats per answer", ylabel="sampled accuracy")
 leash.set(ylim=(0, 1), title="what beta does, after one round")
+betas = [n for n in dials if n[:4] == "beta" and dials[n]["config"]["lr"] == config.lr]
+plotting.draw_dial_prices(leash, dials, betas)
 leash.legend(loc="lower right")
 
 # %%

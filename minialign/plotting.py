@@ -241,6 +241,27 @@ def draw_dials(
     axes.set(ylim=(len(names) - 0.5, -0.5), xlabel="sampled accuracy, validation")
 
 
+def draw_dial_prices(
+    axes: Axes, dials: dict[str, dict], names: Sequence[str] | None = None
+) -> None:
+    """A dot a trial: accuracy against KL. Labels stand apart, at the right margin."""
+    names = [n for n in (dials if names is None else names) if n in dials]
+    names.sort(key=lambda name: dials[name]["accuracy"][0])
+    axes.set(xlabel="KL to the base, nats per answer", ylabel="sampled accuracy")
+    dots = [(dials[name]["kl"][0], dials[name]["accuracy"][0]) for name in names]
+    for dot in dots:
+        axes.plot(*dot, "o", color=COLORS[0])
+    low, high = axes.get_ylim()
+    apart, below = (high - low) / 18, -np.inf
+    for name, dot in zip(names, dots, strict=True):
+        below = max(dot[1], below + apart)  # never on the label underneath
+        axes.annotate(
+            name, dot, (1.02, below), textcoords=("axes fraction", "data"), fontsize=8,
+            va="center", arrowprops={"arrowstyle": "-", "color": "#bbb", "lw": 0.7},
+        )  # fmt: skip
+    axes.set_ylim(low, high)
+
+
 def draw_base(axes: Axes, base: dict) -> None:
     """The two lines that every accuracy figure carries.
 
