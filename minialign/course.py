@@ -447,12 +447,16 @@ def run_dials(
     Calls run(config, settings, **options) -> (policy, series) with a seed that no
     reported run uses, and judges on validation. At `full`, seed 0 runs what the
     record lacks and saves each as it ends: a trial whose config and options are on
-    record is not run again. `smoke` runs all and saves none. Else: the record.
+    record is not run again. `smoke` runs one for each set of options and saves none.
+    Else: the record.
     """
     name = f"{settings.lesson}_dials"
     record = plotting.load_record(name)
     if settings.preset == "quick" or (settings.preset == "full" and settings.seed > 0):
         return record
+    if settings.preset == "smoke":
+        kinds = {str(_names(trials[title][1], title)): title for title in trials}
+        trials = {title: trials[title] for title in kinds.values()}
     tuning = replace(settings, seed=TUNING_SEED)
     known = {} if settings.preset == "smoke" else record
     known = {_trial_key(entry): entry for entry in known.values()}

@@ -259,5 +259,8 @@ def test_figures_stand_without_any_record():
     plotting.draw_dials(axes[2], {})
     dial = {"accuracy": [0.5, 0.4, 0.6], "kl": [1.0]}
     plotting.draw_dials(axes[2], {"a": dial}, ["a", "not there"])
+    plotting.draw_dial_prices(axes[1], {"a": dial, "b": dial}, ["b", "a", "no"])
+    low, high = [text.xyann[1] for text in axes[1].texts[-2:]]
+    assert high > low
     assert [t.get_text() for t in axes[2].get_yticklabels()] == ["a"]
     figure.canvas.draw()
