@@ -47,8 +47,8 @@ reference = course.load_policy(tokenizer, settings.device).requires_grad_(False)
 base = course.base_facts()
 config = grpo.GRPOConfig(
     updates=settings.pick(2, 18, 64),
-    prompts=settings.pick(4, 32, 32),
-    max_new_tokens=settings.pick(64, 128, 128),
+    prompts=settings.pick(2, 32, 32),
+    max_new_tokens=settings.pick(32, 128, 128),
 )
 
 # %% [markdown]
