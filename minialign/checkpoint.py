@@ -156,8 +156,9 @@ def load_model(
     try:
         # Its own generator: loading draws nothing from the caller's.
         model = GPT(GPTConfig(**state["config"]), generator=torch.Generator())
-    except (ValueError, TypeError) as error:
-        raise refuse(f"its config is refused: {error}") from error
+    except Exception as error:  # absurd sizes end in torch, each in its own way
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise refuse(f"its config is refused: {reason}") from error
     weights, expected = state["weights"], model.state_dict()
     for name in [*expected, *weights]:
         if name not in weights:
@@ -250,7 +251,7 @@ def _previous(path: Path) -> Path:
 def _older(path: Path) -> str:
     """What is known of the older file, for the message of a failed load."""
     previous = _previous(path)
-    if not previous.exists():
+    if not os.path.exists(previous):  # Path.exists may raise PermissionError
         return "there is no older file"
     if _is_whole(previous):
         return f"the older {previous} is whole and could be loaded"

@@ -294,11 +294,13 @@ def resume(path: Path, config: dict) -> dict:
 
     A file made under another config is refused, never ignored.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        return {}
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            return {}
         saved = checkpoint.load(path)
+        if not isinstance(saved.get("config"), dict):
+            raise ValueError(f"{path} is not an interrupted run: it has no config")
         checkpoint.check_config(saved.pop("config"), config)
     except (ValueError, OSError) as error:
         fail(f"{error} (remove {path} to start from nothing)")

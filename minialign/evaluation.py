@@ -24,7 +24,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minialign.logprobs import Model, exact_kl, masked_sum, token_logprobs
+from minialign.logprobs import (
+    Model,
+    check_rows,
+    exact_kl,
+    masked_sum,
+    token_logprobs,
+)
 from minialign.model import GPT
 from minialign.problems import (
     STYLES,
@@ -255,8 +261,8 @@ def bootstrap(
     N = len(values)
     if N < 2 or resamples < 1:
         raise ValueError(
-            f"bootstrap: got {N} problems and {resamples} resamples; at least 2 and 1 "
-            "are needed"
+            f"bootstrap: values of {N} problems and {resamples} resamples; at least 2 "
+            "and 1 are needed"
         )
     # Measured from the first row, constant data are exact zeros and stay exact.
     centred = values - values[0]
@@ -301,7 +307,8 @@ def gap_closed(
     names = {"before": before, "after": after, "ceiling": ceiling}
     columns = [_numbers(f"gap_closed: {name}", x, 1) for name, x in names.items()]
     if len({column.shape for column in columns}) > 1:
-        raise ValueError(f"gap_closed: sizes differ: {[len(c) for c in columns]}")
+        sizes = {name: len(x) for name, x in zip(names, columns, strict=True)}
+        raise ValueError(f"gap_closed: sizes differ: {sizes}")
     if columns[2].mean() <= columns[0].mean():
         raise ValueError("gap_closed: ceiling must be above before, on average")
 
@@ -348,8 +355,9 @@ def style_shares(
     problems: Sequence[Problem], texts: Sequence[str]
 ) -> dict[str, float]:
     """Share of each style among answers: text i answers problem i. Units: [0, 1]."""
-    if not texts:
-        raise ValueError("style_shares: no texts")
+    if not texts or len(texts) != len(problems):
+        found = f"{len(texts) or 'no'} texts for {len(problems)} problems"
+        raise ValueError(f"style_shares: {found}; there must be one for each")
     pairs = zip(problems, texts, strict=True)
     counts = Counter(style_of(problem, text) for problem, text in pairs)
     names = (*STYLES, "other")
@@ -363,7 +371,13 @@ def answer_metrics(
 
     reward (mean over answers), truncated (share without EOS), length (mean tokens, EOS
     included), style_<name> (shares). Shapes: P problems, rewards of P x K answers.
+    Raises: ValueError for other numbers of problems or rewards.
     """
+    counts = {"problems": len(problems) * rollout.samples, "rewards": rewards.numel()}
+    for name, count in counts.items():
+        if count != len(rollout.tokens):
+            answers = f"{count} answers; the rollout has {len(rollout.tokens)}"
+            raise ValueError(f"answer_metrics: {name} of {answers}")
     texts = [tokenizer.decode_response(ids) for ids in rollout.responses()]
     asked = [problem for problem in problems for _ in range(rollout.samples)]
     return {
@@ -385,7 +399,11 @@ def reward_variance_share(rewards: np.ndarray, *, seed: int = 0) -> Estimate:
     """
     rewards = _numbers("reward_variance_share: rewards", rewards, 2)
     N, K = rewards.shape
-    _check_k("reward_variance_share: 2 samples per problem", 2, K)
+    if N < 2 or K < 2:
+        raise ValueError(
+            f"reward_variance_share: rewards of {N} problems x {K} samples; at least "
+            "2 problems and 2 samples per problem are needed"
+        )
     rewards = rewards - rewards[0, 0]  # equal rewards become exact zeros
     means = rewards.mean(1)  # (N,)
 
@@ -403,7 +421,9 @@ def policy_gradient(policy: GPT, rollout: Rollout, weights: Tensor) -> Tensor:
     """Mean over answers of weight x ∇ log π(answer), as one long vector.
 
     Shapes: weights (B,), one per answer of the rollout -> (number of parameters,).
+    Raises: ValueError for weights of another shape or not finite.
     """
+    check_rows("weights", weights.to(rollout.mask.device).double(), rollout.mask)
     logprobs = token_logprobs(
         policy, rollout.tokens, rollout.mask, rollout.temperature
     )  # (B, S)
@@ -421,6 +441,8 @@ def signal_to_noise(gradients: Tensor, answers: int) -> float:
 
     Shapes: gradients (M, weights), M at least 2. Raises: ValueError.
     """
+    if not gradients.isfinite().all():
+        raise ValueError("signal_to_noise: gradients must be finite")
     if gradients.dim() != 2 or len(gradients) < 2 or answers < 1:
         raise ValueError(
             f"signal_to_noise: gradients must be (M >= 2, weights) and answers >= 1, "
@@ -508,7 +530,8 @@ def frontier_at(success: np.ndarray, kl: float) -> float:
 
     Shapes: (N,), scalar -> scalar. Raises: as `frontier`, and for kl < 0 or NaN.
     """
-    success = _chances("frontier_at: success", _numbers("frontier_at", success, 1))
+    name = "frontier_at: success"
+    success = _chances(name, _numbers(name, success, 1))
     if not kl >= 0:
         raise ValueError(f"frontier_at: kl must be at least 0 nats, got {kl}")
     # l from 0 to 60: e^-60 is beyond what any rate that counts can tell from 0.

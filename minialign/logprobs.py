@@ -16,12 +16,18 @@ is computed from it. Multiplying by the mask afterwards gives nan * 0 = nan, and
 """
 
 import math
+from dataclasses import fields
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 LARGEST_EXPONENT = 80.0  # nats; float32 overflows to inf at exp(88.7)
+
+# Settings whose range is not the common one of `check_settings`.
+POSITIVE = ("temperature", "max_grad_norm")  # 0 would divide by it, or teach nothing
+LIMITS = ("max_grad_norm", "eps_high", "value_clip", "kl_stop")  # inf: no limit
+SIGNED = ("seed", "entropy_coef")
 
 
 class Model(Protocol):
@@ -51,19 +57,9 @@ def token_logprobs(
         ValueError for other shapes, ids outside the vocabulary, a mask without a live
         token, a temperature that is not positive.
     """
-    check_shapes(tokens=tokens)
-    if tokens.dtype != torch.int64:
-        raise TypeError(f"tokens must be int64 ids, got {tokens.dtype}")
-    if tokens.dim() != 2 or tokens.shape[1] < 2:
-        raise ValueError(
-            f"tokens must be (B, T) with T >= 2, got shape {tuple(tokens.shape)}"
-        )
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]  # (B, S) each
-    check_mask(mask)
-    check_shapes(mask=mask, **{"tokens[:, 1:]": targets})
+    check_tokens(model, tokens, mask)
     _check_temperature(temperature)
-    if tokens.min() < 0:
-        raise ValueError(f"tokens must be ids >= 0, got {tokens.min().item()}")
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]  # (B, S) each
     hidden = model(inputs)[mask]  # (N, D), N live tokens
     logits = model.logits(hidden)  # (N, V)
     live = logprobs_from_logits(logits, targets[mask], temperature)  # (N,)
@@ -87,21 +83,8 @@ def logprobs_from_logits(
     """
     _check_temperature(temperature)
     _check_logits("logits", logits)
-    if targets.dtype != torch.int64:
-        raise TypeError(f"targets must be int64 ids, got {targets.dtype}")
-    if targets.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"targets must have shape {tuple(logits.shape[:-1])}, that of logits "
-            f"without its last dimension; got {tuple(targets.shape)}"
-        )
-    vocabulary = logits.shape[-1]
-    outside = (targets < 0) | (targets >= vocabulary)
-    if outside.any():
-        where = outside.nonzero()[0].tolist()
-        raise ValueError(
-            f"targets must be ids in 0..{vocabulary - 1}, "
-            f"got {targets[tuple(where)].item()} at {where}"
-        )
+    check_shapes(**{"logits[..., 0]": logits[..., 0], "targets": targets})
+    _check_ids("targets", targets, logits.shape[-1])
     scaled = _at_least_float32(logits) / temperature
     every = torch.log_softmax(scaled, dim=-1)  # (..., V)
     return every.gather(-1, targets[..., None])[..., 0]  # (...)
@@ -370,12 +353,67 @@ def check_rows(name: str, x: Tensor, mask: Tensor) -> None:
     check_live(name, x, rows)
 
 
+def check_groups(name: str, x: Tensor, least: int = 1) -> None:
+    """x holds one finite number per answer, K >= `least` to each of P problems: (P, K).
+
+    Raises: as `check_live`, with every slot live; ValueError for another rank or K.
+    """
+    check_shapes(**{name: x})
+    if x.dim() != 2 or x.shape[1] < least:
+        got = f"got shape {tuple(x.shape)}"
+        raise ValueError(f"{name} must be (P, K) with K >= {least}, {got}")
+    check_live(name, x, torch.ones_like(x, dtype=torch.bool))
+
+
+def check_tokens(model: Model, tokens: Tensor, mask: Tensor) -> None:
+    """tokens are (B, T) int64 ids that the model knows, and the mask is (B, T - 1).
+
+    Raises: as `check_mask`; TypeError for other tokens; ValueError for other shapes,
+        ids below 0 or, where the model's config tells it, beyond the vocabulary.
+    """
+    check_shapes(tokens=tokens)
+    if tokens.dim() != 2 or tokens.shape[1] < 2:
+        raise ValueError(
+            f"tokens must be (B, T) with T >= 2, got shape {tuple(tokens.shape)}"
+        )
+    check_mask(mask)
+    check_shapes(mask=mask, **{"tokens[:, 1:]": tokens[:, 1:]})
+    _check_ids("tokens", tokens, _vocabulary(model))
+
+
+def check_settings(config: object, *positive: str) -> None:
+    """Every number of a config, a dataclass, can be trained with.
+
+    Counts are 1 or more, but `warmup` 0 or more; other numbers are 0 or more, or above
+    0: those in POSITIVE or named in `positive`. Those in LIMITS may be inf, those in
+    SIGNED below 0. What is None is off.
+
+    Raises: ValueError naming the setting.
+    """
+    for field in fields(config):
+        name, value = field.name, getattr(config, field.name)
+        if value is None or field.type is bool:
+            continue
+        least = 1 if field.type is int and name != "warmup" else 0
+        fine, allowed = value >= least, f"{least} or more"
+        if name in SIGNED:
+            fine, allowed = value > -math.inf, "of either sign"
+        elif name in (*POSITIVE, *positive):
+            fine, allowed = value > 0, "above 0"
+        if name not in LIMITS:
+            fine, allowed = fine and value < math.inf, f"finite and {allowed}"
+        if not fine:
+            raise ValueError(f"{name}: got {value}, must be {allowed}")
+
+
 def check_reference(
     policy: nn.Module, reference: nn.Module | None, needed: str = ""
 ) -> None:
-    """The reference shares no weights with the policy, or it would move along.
+    """The reference has the policy's vocabulary and none of its weights.
 
-    Raises: ValueError if it does, or if there is none and `needed` says what needs it.
+    Shared weights would move along, and be no reference any more.
+
+    Raises: ValueError if it does not, or if there is none and `needed` says what for.
     """
     if reference is None and needed:
         raise ValueError(f"reference: {needed}, so a reference is needed")
@@ -383,6 +421,9 @@ def check_reference(
         ours = {weight.data_ptr() for weight in policy.parameters()}
         if any(weight.data_ptr() in ours for weight in reference.parameters()):
             raise ValueError("reference: shares weights with the policy; pass a copy")
+        V, ref_V = _vocabulary(policy), _vocabulary(reference)
+        if V != ref_V and math.inf not in (V, ref_V):
+            raise ValueError(f"reference: knows {ref_V} tokens, the policy {V}")
 
 
 def _refuse(name: str, x: Tensor, bad: Tensor, allowed: str) -> None:
@@ -390,6 +431,18 @@ def _refuse(name: str, x: Tensor, bad: Tensor, allowed: str) -> None:
         where = bad.nonzero()[0].tolist()
         value = x[tuple(where)].item()
         raise ValueError(f"{name} must be {allowed}, got {value} at {where}")
+
+
+def _check_ids(name: str, ids: Tensor, vocabulary: float) -> None:
+    if ids.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64 ids, got {ids.dtype}")
+    allowed = ">= 0" if vocabulary == math.inf else f"in 0..{vocabulary - 1}"
+    _refuse(name, ids, (ids < 0) | (ids >= vocabulary), f"ids {allowed}")
+
+
+def _vocabulary(model: Model) -> float:
+    """inf if the model does not say."""
+    return getattr(getattr(model, "config", None), "vocab_size", math.inf)
 
 
 def _check_exponent(name: str, exponent: Tensor) -> None:

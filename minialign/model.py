@@ -181,13 +181,13 @@ class GPT(nn.Module):
         cache, `tokens` are the columns after those it holds.
 
         Shapes: tokens (B, T) int64 -> (B, T, D).
-        Raises: ValueError for other shapes, for more columns than there is room for,
-        for a cache outside `torch.no_grad()` and padding after a cache's first call.
+        Raises: TypeError for other ids; ValueError for other shapes, more columns than
+        room, a cache outside `torch.no_grad()`, padding after a cache's first call.
         """
-        if tokens.dim() != 2 or tokens.dtype != torch.int64:
-            raise ValueError(
-                f"tokens must be (B, T) int64, got {tuple(tokens.shape)} {tokens.dtype}"
-            )
+        if tokens.dtype != torch.int64:
+            raise TypeError(f"tokens must be int64 ids, got {tokens.dtype}")
+        if tokens.dim() != 2:
+            raise ValueError(f"tokens must be (B, T), got {tuple(tokens.shape)}")
         if padding is not None and padding.shape != tokens.shape[:1]:
             raise ValueError(f"padding must be (B,), got {tuple(padding.shape)}")
         T, start, room = tokens.shape[1], 0, self.config.context

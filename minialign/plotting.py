@@ -75,7 +75,10 @@ def save_run(lesson: str, run: dict, seed: int, local: bool) -> Path:
     """
     path = (LOCAL if local else FIGURES) / f"{lesson}.json"
     record = _read(path) | {str(seed): run}
-    return _write(path, {key: record[key] for key in sorted(record, key=int)})
+    try:
+        return _write(path, {key: record[key] for key in sorted(record, key=int)})
+    except ValueError as error:
+        raise ValueError(f"run: its numbers must be finite: {error}") from None
 
 
 def save_dials(name: str, dials: dict[str, dict]) -> Path:

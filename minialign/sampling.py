@@ -109,7 +109,13 @@ def rescore(model: Model, rollout: Rollout, parts: Iterable[Tensor]) -> Tensor:
     """Log-probs as training computes them, in its own parts: the same bits.
 
     Shapes: parts: rows, together all B -> (B, S), 0 where masked. Gradient: none.
+    Raises: ValueError for parts that leave a row out, or hold it twice.
     """
+    parts = list(parts)
+    held = sorted(row for rows in parts for row in rows.tolist())
+    if held != list(range(len(rollout.tokens))):
+        rows = f"each of the {len(rollout.tokens)} rows once"
+        raise ValueError(f"parts must hold {rows}, got {held}")
     logprobs = torch.zeros_like(rollout.logprobs)  # (B, S)
     for rows in parts:
         part = rollout.select(rows)
@@ -126,7 +132,8 @@ def collate(
     The mask is True where the *predicted* token belongs to the response, EOS included;
     with `learn_prompt` also where it belongs to the prompt.
 
-    Raises: ValueError for no examples, an empty prompt or an empty response.
+    Raises: ValueError for no examples, an empty prompt or an empty response; TypeError
+    for ids that are not integers.
     """
     if not examples:
         raise ValueError("examples: got none, need at least one")
@@ -138,8 +145,10 @@ def collate(
     tokens = torch.full((len(examples), longest), pad_id)  # (B, T)
     mask = torch.zeros(len(examples), longest - 1, dtype=torch.bool)  # (B, S)
     for row, (prompt, response) in enumerate(examples):
-        end = len(prompt) + len(response)
-        tokens[row, :end] = torch.tensor(prompt + response)
+        end, ids = len(prompt) + len(response), torch.tensor(prompt + response)
+        if ids.dtype != torch.int64:
+            raise TypeError(f"examples[{row}]: ids must be integers, got {ids.dtype}")
+        tokens[row, :end] = ids
         mask[row, 0 if learn_prompt else len(prompt) - 1 : end - 1] = True
     return tokens, mask
 

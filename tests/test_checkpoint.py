@@ -4,14 +4,16 @@ import dataclasses
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
 import random
+import shutil
 import stat
 import subprocess
 import sys
-from collections import OrderedDict, defaultdict, namedtuple
+from collections import Counter, OrderedDict, defaultdict, namedtuple
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minialign import checkpoint
+from minialign import checkpoint, course
 from minialign.checkpoint import (
     CheckpointError,
     check_config,
@@ -51,6 +53,11 @@ def previous(path):
 
 def names(path):
     return sorted(file.name for file in path.parent.iterdir())
+
+
+def contents(path):
+    files = (file for file in path.parent.iterdir() if file.is_file())
+    return {file.name: file.read_bytes() for file in files}
 
 
 # What comes back.
@@ -239,54 +246,107 @@ def fail(code):
     return refuse
 
 
-class FullDisk(io.FileIO):
-    """Takes the header and part of the payload, then no more."""
+class Fault:
+    """A system that refuses a save its call number `fatal`, and, where the fault is
+    `lasting`, every call from then on. A file takes one KiB at a time."""
 
-    def write(self, data):
-        if self.tell() + len(data) > 700:
-            super().write(data[:300])
-            fail(errno.ENOSPC)()
-        return super().write(data)
+    def __init__(self, monkeypatch, fatal, code, lasting, links):
+        self.fatal, self.code, self.lasting = fatal, code, lasting
+        self.calls = []
+
+        def stand_between(owner, name, call):
+            def instead(*args, **kwargs):
+                self.met(call)
+                return true(*args, **kwargs)
+
+            true = getattr(owner, name)
+            monkeypatch.setattr(owner, name, instead)
+
+        for name in ("fsync", "replace", "link", "unlink"):
+            stand_between(os, name, name)
+        stand_between(os, "open", "open folder")
+        monkeypatch.setattr(checkpoint, "open", self.open, raising=False)
+        monkeypatch.setattr(shutil, "copyfile", self.copy)
+        if not links:
+            monkeypatch.setattr(os, "link", fail(errno.EPERM))
+
+    def met(self, call):
+        self.calls.append(call)
+        since = len(self.calls) - 1 - self.fatal
+        if since == 0 or self.lasting and since > 0:
+            fail(self.code)()
+
+    def open(self, name, mode):
+        self.met("open")
+        if mode != "xb":
+            return open(name, mode)
+        fault = self
+
+        class Raw(io.FileIO):
+            def write(self, data):
+                fault.met("write")
+                return super().write(data[:1024])
+
+        class Buffered(io.BufferedWriter):
+            def flush(self):
+                fault.met("flush")
+                super().flush()
+
+        return Buffered(Raw(name, "x"))
+
+    def copy(self, source, target):
+        whole = source.read_bytes()
+        target.write_bytes(whole[:1024])
+        self.met("copy")
+        target.write_bytes(whole)
 
 
-class NoFlush(io.FileIO):
-    def flush(self):
-        if self.tell():
-            fail(errno.EIO)()
-
-
-def opening(kind):
-    def fake(name, mode):
-        return kind(name, mode.replace("b", "")) if "x" in mode else open(name, mode)
-
-    return fake
-
-
-@pytest.mark.parametrize(
-    "target, name, fake, reason",
-    [
-        (checkpoint, "open", fail(errno.EACCES), "Permission denied"),
-        (checkpoint, "open", opening(FullDisk), "No space left"),
-        (checkpoint, "open", opening(NoFlush), "Input/output error"),
-        (os, "fsync", fail(errno.EIO), "Input/output error"),
-        (os, "replace", fail(errno.EXDEV), "cross-device"),
-    ],
-)
-def test_a_failed_save_leaves_the_files_as_they_were(
-    path, monkeypatch, target, name, fake, reason
-):
-    for step in range(2):
-        save(path, state_of(step))
-    before = {file: (path.parent / file).read_bytes() for file in names(path)}
-    with monkeypatch.context() as patch:
-        patch.setattr(target, name, fake, raising=target is os)
-        with pytest.raises(CheckpointError, match=reason) as caught:
-            save(path, state_of(2))
-    assert str(path) in str(caught.value)
-    after = {file: (path.parent / file).read_bytes() for file in names(path)}
-    assert after == before
-    save(path, state_of(2))  # and the next save works
-    assert load(path)["step"] == 2 and load(previous(path))["step"] == 1
+@pytest.mark.parametrize("links", [True, False], ids=["links", "copies"])
+@pytest.mark.parametrize("lasting", [False, True], ids=["once", "lasting"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES], ids=errno.errorcode.get)
+def test_every_call_of_a_save_may_fail(path, monkeypatch, code, lasting, links):
+    """Full disk and unwritable folder: two whole files, one line, and it goes on."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow; of no use here
+    refused = Counter()
+    for fatal in itertools.count():
+        for step in (1, 2):
+            save(path, state_of(step))
+        before = contents(path)
+        path.with_name("run.pt.01234567.tmp").write_text("left over by a kill")
+        error = None
+        with monkeypatch.context() as patch:
+            fault = Fault(patch, fatal, code, lasting, links)
+            try:
+                save(path, state_of(3))
+            except CheckpointError as caught:
+                error = caught
+        after = contents(path)
+        survived = [load(path)["step"], load(previous(path))["step"]]
+        save(path, state_of(4))  # and the next save works
+        assert load(path)["step"] == 4 and load(previous(path))["step"] == survived[0]
+        assert names(path) == ["run.pt", "run.pt.previous"]
+        if fatal == len(fault.calls):
+            break  # all of them have failed once
+        call = fault.calls[fatal]
+        refused[call] += 1
+        # It does without links, and leaves what it cannot remove to the next save.
+        linkless = call == "link" and not lasting
+        assert (error is None) == (linkless or call == "unlink" and fatal > 0)
+        if error is None:
+            assert survived == [3, 2]
+        else:
+            reason = f"{os.strerror(code)}; no earlier file is damaged"
+            assert str(error) == f"cannot save {path}: {reason}"
+            replaced = fault.calls[:fatal].count("replace")
+            assert survived == [[2, 1], [3, 1], [3, 2]][replaced]
+            assert replaced or after.items() >= before.items()
+        if fatal > 0 and not lasting:
+            assert after.keys() == before.keys()  # nothing is left lying about
+    expected = {"open": 1, "flush": 2, "fsync": 2, "link": 1, "replace": 2}
+    if not links:
+        expected = {"open": 2, "flush": 2, "fsync": 3, "copy": 1, "replace": 2}
+    expected |= {"write": len(after["run.pt"]) // 1024 + 1}
+    assert refused == {**expected, "unlink": 3, "open folder": 1}
 
 
 def test_an_interrupt_leaves_the_files_as_they_were(path, monkeypatch):
@@ -335,7 +395,7 @@ def test_places_where_nothing_can_be_saved(path):
     assert names(path) == ["folder", "run.pt"]
 
 
-KILLS = """
+KILLED = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
@@ -363,6 +423,9 @@ def survivors():
         steps.append(loaded["step"])
     return steps
 
+"""
+
+AT_EACH_LINE = """
 def killed_at_line(count):  # die before the count-th line of checkpoint.py
     def on_line(frame, event, argument):
         nonlocal count
@@ -389,40 +452,54 @@ while True:
     by_line.append(survivors())
     if status == 0:
         break
+checkpoint.save(path, state(0, 1))
+print(json.dumps([by_line, littered]))
+"""
 
+AT_RANDOM = """
 def save_for_ever():
     step = survivors()[0]
     while True:
         step += 1
         checkpoint.save(path, state(step, 500_000))
 
-chance, at_random = random.Random(0), [survivors()]
-for _ in range(10):
+for step in (1, 2):
+    checkpoint.save(path, state(step, 1))
+chance, newest, at_random, torn = random.Random(0), 2, [], 0
+for _ in range(int(sys.argv[2])):
     child = forked(save_for_ever)
-    while checkpoint.load(path)["step"] == at_random[-1][0]:
+    while (seen := checkpoint.load(path)["step"]) == newest:
         time.sleep(0.001)
     time.sleep(chance.uniform(0, 0.08))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    at_random.append(survivors())
+    torn += any(path.parent.glob("*.tmp"))
+    newest, older = survivors()
+    at_random.append([seen, newest, older])
 checkpoint.save(path, state(0, 1))
-files = sorted(file.name for file in path.parent.iterdir())
-print(json.dumps([by_line, at_random, littered, files]))
+print(json.dumps([at_random, torn]))
 """
 
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, SIGKILL")
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
-def test_a_kill_at_any_moment_leaves_two_whole_files(path):
+
+def killed(script, path, *arguments):
     run = subprocess.run(
-        [sys.executable, "-c", KILLS, str(path)],
+        [sys.executable, "-c", KILLED + script, str(path), *arguments],
         cwd=ROOT,
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert run.returncode == 0, run.stderr
-    by_line, at_random, littered, files = json.loads(run.stdout)
+    assert names(path) == ["run.pt", "run.pt.previous"]
+    return json.loads(run.stdout)
+
+
+@needs_fork
+def test_a_kill_at_any_line_leaves_two_whole_files(path):
+    by_line, littered = killed(AT_EACH_LINE, path)
     # (newest, older) as the kill moves down the lines: three states, in this order.
     stages = [by_line[0]]
     for pair in by_line:
@@ -430,11 +507,19 @@ def test_a_kill_at_any_moment_leaves_two_whole_files(path):
             stages.append(pair)
     assert stages == [[2, 1], [3, 1], [3, 2]]
     assert len(by_line) > 30
-    for newest, older in at_random:
+    assert littered > 5  # the kills came in the middle of it
+
+
+@needs_fork
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_kill_at_a_random_moment_leaves_two_whole_files(path, kills):
+    at_random, torn = killed(AT_RANDOM, path, str(kills))
+    assert len(at_random) == kills
+    for seen, newest, older in at_random:
+        assert newest >= seen  # what could be read before is not lost
         assert newest in (older + 1, older + 2)
-    assert at_random[0][0] + 10 <= at_random[-1][0]  # the children did save
-    assert littered > 5  # and the kills came in the middle of it
-    assert files == ["run.pt", "run.pt.previous"]
+    assert torn >= kills // 20  # of some, a file half written was left behind
+    print(f"{kills} kills, {torn} of them in the middle of a file: {kills} loaded")
 
 
 # Damage.
@@ -450,7 +535,9 @@ def test_torch_alone_loads_a_flipped_bit():
 
 
 def test_no_damage_passes(path):
-    save(path, state_of(1))
+    for step in range(2):
+        save(path, state_of(step))
+    older = f"the older {previous(path)} is whole and could be loaded"
     data, chance = path.read_bytes(), random.Random(0)
     header = data.index(b"\n") + 1
     lengths = [*range(header + 2), *range(header, len(data), 128), len(data) - 1]
@@ -466,8 +553,11 @@ def test_no_damage_passes(path):
     for copy in damaged:
         assert copy != data
         path.write_bytes(copy)
-        with pytest.raises(CheckpointError, match=f"cannot load {path}: "):
+        with pytest.raises(CheckpointError) as caught:
             load(path)
+        message = str(caught.value)
+        assert message.startswith(f"cannot load {path}: ") and message.endswith(older)
+        assert "\n" not in message
 
 
 def sealed(payload, version=1):
@@ -502,8 +592,9 @@ def test_damage_is_named(path, data, reason):
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=reason) as caught:
         load(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    message = str(caught.value)
+    assert message.startswith(f"cannot load {path}: ")
+    assert message.endswith("; there is no older file") and "\n" not in message
 
 
 def test_the_older_file_is_named_and_never_taken_silently(path):
@@ -622,6 +713,7 @@ def test_weights_that_are_not_finite_are_refused_both_ways(path, value):
         (lambda s: s["config"].pop("rope_theta"), "do not share rope_theta"),
         (lambda s: s["config"].update(heads=3), "its config is refused: .*heads"),
         (lambda s: s["config"].update(heads="x"), "its config is refused"),
+        (lambda s: s["config"].update(context=float("nan")), "its config is refused"),
         (lambda s: s.update(config=None), "not a model"),
         (lambda s: s.update(weights=[]), "not a model"),
         (lambda s: s.update(vocabulary=None), "vocabulary None"),
@@ -636,7 +728,7 @@ def test_a_model_that_does_not_fit_is_refused(path, edit, reason):
     save(path, state)
     with pytest.raises(CheckpointError, match=reason) as caught:
         load_model(path, TOKENIZER)
-    assert str(path) in str(caught.value)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_damaged_model_names_the_older_one(path):
@@ -666,3 +758,45 @@ def test_check_config_lists_every_difference():
     assert "beta (saved 0, now absent)" in message
     assert "seed (saved absent, now 1)" in message
     assert "family" not in message and "clip" not in message
+    assert "\n" not in message
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the folder's place")
+    with pytest.raises(SystemExit) as stopped:
+        course.resume(tmp_path / "file" / "run.ckpt", {"lr": 0.1})
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1 and "file" in said
+
+
+def test_names_that_are_too_long_are_refused_like_any_other(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot load .*too long"):
+        load(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize(
+    "edit, reason",
+    [
+        (lambda path: None, "the config differs in lr (saved 0.1, now 0.2)"),
+        (lambda path: path.write_bytes(b"text"), "not a minialign checkpoint"),
+        (lambda path: os.truncate(path, 1024), "damaged: "),
+        (lambda path: path.unlink() or path.mkdir(), "Is a directory"),
+        (lambda path: save(path, {"a": 1}), "is not an interrupted run"),
+        (lambda path: save(path, {"config": 1}), "is not an interrupted run"),
+    ],
+    ids=["other config", "wrong file", "truncated", "folder", "no run", "no config"],
+)
+def test_a_lesson_does_not_go_on_with_what_is_not_its_run(path, capsys, edit, reason):
+    """One line that names the file and what can be done; exit code 2."""
+    save(path, {"config": {"lr": 0.1}, **state_of(7)})
+    assert course.resume(path, {"lr": 0.1})["step"] == 7
+    capsys.readouterr()
+    edit(path)
+    before = names(path), contents(path)
+    with pytest.raises(SystemExit) as stopped:
+        course.resume(path, {"lr": 0.2})
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    assert reason in said and said.endswith(f"(remove {path} to start from nothing)\n")
+    assert before == (names(path), contents(path))

@@ -1,11 +1,9 @@
 """DPO: its gradient by enumeration, its losses, its pairs, and training."""
 
 import copy
-import inspect
 import math
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minialign import checkpoint, sampling
+from minialign import sampling
 from minialign.algorithms import dpo
 from minialign.algorithms.dpo import (
     conservative,
@@ -457,27 +455,15 @@ def pair(question, chosen, rejected):
     return TOKENIZER.encode_prompt(question), *both
 
 
-@torch.no_grad()
-def chance_of_yes(policy):
-    """Exactly, over the problems: π(y | prompt) π(EOS | prompt, y)."""
-    said = TOKENIZER.encode_response("y")
-    asked = [TOKENIZER.encode_prompt(problem.question) for problem in PROBLEMS]
-    return sum(nats(policy, x, said).exp().item() for x in asked) / len(asked)
+def tells_apart(metrics):
+    """At the end of the first round, before the reference moves."""
+    return metrics[3]["preferred"] > 0.9 and metrics[3]["margin"] > 0.05
 
 
-def learns(**more):
-    """Does the exact chance of the preferred answer go from rare to nearly sure?
-
-    With a few problems the second round may have a single pair, and steps enough on
-    that one carry both of its answers down.
-    """
-    policy = base()
-    before = chance_of_yes(policy)
-    config = replace(CONFIG, updates=4, prompts=20, batch=10, beta=0.1)
-    metrics = list(run(policy, config, **more))
-    assert 0.1 < before < 0.6  # of the world, not of the algorithm
-    told = metrics[3]["preferred"] > 0.9 and metrics[3]["margin"] > 0.05
-    return chance_of_yes(policy) > 0.9 and told
+# With a few problems the second round may have a single pair, and steps enough on that
+# one carry both of its answers down.
+LONG = replace(CONFIG, updates=4, prompts=20, batch=10, beta=0.1)
+learns = partial(training.learns, run, LONG, sure=0.9, shows=tells_apart)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -543,29 +529,9 @@ def test_dpo_cannot_see_a_wrong_prompt_mask():
     assert (wrong[0] - right[0]).abs() > 0.01
 
 
-def spied_batches(monkeypatch):
-    """Every micro-batch of pairs that is scored to train on it, as the run goes on."""
-    trained = []
-
-    def spy(model, pairs, *rest):
-        if torch.is_grad_enabled():
-            trained.append(pairs)
-        return pair_logprobs(model, pairs, *rest)
-
-    monkeypatch.setattr(dpo, "pair_logprobs", spy)
-    return trained
-
-
-def spied_chunks(monkeypatch):
-    """The rollout of every chunk of a draw, before they are joined."""
-    original, drawn = sampling.generate, []
-
-    def spy(*args, **kwargs):
-        drawn.append(original(*args, **kwargs))
-        return drawn[-1]
-
-    monkeypatch.setattr(sampling, "generate", spy)
-    return drawn
+def trained_on(scored):
+    """Of calls of `pair_logprobs`: the pairs of every micro-batch of a step."""
+    return [args[1] for args, logprobs in scored if logprobs.requires_grad]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -573,8 +539,8 @@ def test_two_rounds_by_hand(monkeypatch, temperature):
     """Every metric against code of its own; T38, T39: the reference of a round is the
     policy that drew its pairs, and every pair has its own row."""
     config = replace(CONFIG, temperature=temperature, batch=5, lr=1e-3)
-    drawn = spied_chunks(monkeypatch)
-    trained = spied_batches(monkeypatch)
+    drawn = training.spied(monkeypatch, sampling, "generate")  # of each chunk
+    scored = training.spied(monkeypatch, dpo, "pair_logprobs")
     policy, start, state = base(), base(), {}
     steps = run(policy, config, reference=new_gpt(3), state=state)
     for update in range(6):
@@ -583,7 +549,7 @@ def test_two_rounds_by_hand(monkeypatch, temperature):
         before, count = copy.deepcopy(policy), len(drawn)
         metrics = next(steps)
         assert len(drawn) - count == (2 if update in (0, 3) else 0)  # 4 problems by 3
-        turn = update % 3
+        turn, trained = update % 3, trained_on(scored)
         table = [
             [nats(m, prompt, answer, temperature).item() for m in (before, start)]
             for prompt, *both in trained[-1] + trained[-2]
@@ -592,7 +558,7 @@ def test_two_rounds_by_hand(monkeypatch, temperature):
         own, fixed = torch.tensor(table).view(-1, 2, 2).unbind(2)  # (5, 2) each
         shift = own - fixed
         h = shift[:, 0] - shift[:, 1]
-        recent = drawn[-2:]
+        recent = [rollout for _, rollout in drawn[-2:]]
         answers = [ids for rollout in recent for ids in rollout.responses()]
         right = [TOKENIZER.decode_response(ids) == "y" for ids in answers]
         groups = [right[i : i + 6] for i in range(0, 24, 6)]
@@ -632,20 +598,13 @@ def test_two_rounds_by_hand(monkeypatch, temperature):
 def test_the_reported_kl_is_that_of_the_draw(monkeypatch):
     """Of the first answer to each problem, all chunks together: nats at each choice,
     exact over the vocabulary, by code of its own."""
-    drawn = spied_chunks(monkeypatch)
+    drawn = training.spied(monkeypatch, sampling, "generate")  # of each chunk
     policy, reference = base(), new_gpt(3)
     twin = copy.deepcopy(policy)
     metrics = next(run(policy, replace(CONFIG, temperature=0.8), reference=reference))
     found = []
-    for rollout in drawn:
-        for row in range(0, len(rollout.mask), 6):
-            start, answer = rollout.prompt_lengths[row], rollout.responses()[row]
-            ids = rollout.tokens[None, row, : start + len(answer) - 1]
-            own, other = (
-                F.log_softmax(model.logits(model(ids))[0, start - 1 :] / 0.8, -1)
-                for model in (twin, reference)
-            )
-            found.append(F.kl_div(other, own, log_target=True, reduction="sum").item())
+    for _, rollout in drawn:
+        found += training.row_kl(twin, reference, rollout, 0.8)[::6]
     assert len(found) == 4
     assert metrics["kl"] == pytest.approx(sum(found) / 4, abs=1e-4)
     assert "kl" not in next(run(base()))
@@ -676,8 +635,9 @@ def test_a_small_beta_is_a_long_leash():
 
 def test_every_pair_comes_once_before_any_comes_again(monkeypatch):
     pairs = [pair(p.question, "y", "no") for p in PROBLEMS]
-    trained = spied_batches(monkeypatch)
+    scored = training.spied(monkeypatch, dpo, "pair_logprobs")
     list(run(base(), replace(CONFIG, updates=4, batch=3), given=pairs))
+    trained = trained_on(scored)
     assert [len(batch) for batch in trained] == [3] * 8
     order = [pairs.index(each) for batch in trained for each in batch]
     first, second = order[:12], order[12:]  # the rounds
@@ -703,14 +663,7 @@ def test_a_round_without_a_pair_changes_nothing_and_says_so(paid):
 
 
 def test_an_answer_that_does_not_end_is_wrong_and_counted():
-    """Two tokens are enough for "y" and its end, not for "no" and its end."""
-
-    def reward(problems, texts):
-        return [1.0] * len(texts)
-
-    metrics = next(run(base(), replace(CONFIG, max_new_tokens=2), reward))
-    assert 0.2 < metrics["truncated"] < 0.9 and metrics["pairs"] > 0
-    assert metrics["reward"] == pytest.approx(1 - metrics["truncated"])
+    assert training.check_truncation(run, CONFIG)["pairs"] > 0
 
 
 def test_problems_are_asked_in_order_and_again_when_they_run_out():
@@ -740,55 +693,18 @@ def test_micro_batches_bound_memory_and_change_nothing():
             assert row == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"prompts": 5},
-        {"samples": 5},
-        {"pairs_per_problem": 1},
-        {"updates": 2},
-        {"batch": 3},
-        {"max_new_tokens": 2},
-        {"temperature": 0.8},
-        {"beta": 0.5},
-        {"reset_reference": False},
-        {"lr": 2e-2},
-        {"warmup": 1},
-        {"max_grad_norm": 0.1},
-        {"rounds": 3},
-        {"chunk": 4},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_every_option_does_something(change):
-    """C-10: other weights after five updates (chunks are other draws)."""
-    assert change.keys() <= vars(CONFIG).keys()
-    ends = []
-    for config in (CONFIG, replace(CONFIG, **change)):
-        state = {}
-        list(islice(begin(state, config), 5))
-        ends.append(torch.cat([w.flatten() for w in state["policy"].values()]))
-    assert not torch.equal(*ends)
+def test_every_option_does_something():
+    """Before the end, too: other chunks are other draws, more rounds another rate."""
+    changes = {"prompts": 5, "samples": 5, "max_new_tokens": 2, "temperature": 0.8}
+    changes |= {"pairs_per_problem": 1, "updates": 2, "batch": 3, "rounds": 3}
+    changes |= {"beta": 0.5, "reset_reference": False, "chunk": 4}
+    changes |= {"lr": 2e-2, "warmup": 1, "max_grad_norm": 0.1}
+    training.check_options(begin, CONFIG, changes, updates=5)
 
 
 def test_train_is_a_generator():
-    """Lazy; the caller's code runs with gradients on, and may stop at any yield."""
-    calls, state = [], {}
-
-    def spy(problems, texts):
-        calls.append(len(texts))
-        return yes(problems, texts)
-
-    policy = base()
-    steps = run(policy, CONFIG, spy, state=state)
-    assert inspect.isgenerator(steps) and not calls
-    for update in (1, 2):
-        assert next(steps)["update"] == update and calls == [24]
-        assert torch.is_grad_enabled()
-        training.assert_same_bits(dict(state["policy"]), dict(policy.state_dict()))
-        assert state["update"] == update
-    steps.close()
-    assert len(list(run(policy))) == CONFIG.rounds * CONFIG.updates
+    length = CONFIG.rounds * CONFIG.updates
+    training.check_lazy(run, lambda update: [24] * (1 + update // 4), length, stop=4)
 
 
 def test_resuming_gives_the_same_bits(tmp_path):
@@ -801,87 +717,36 @@ def test_resuming_in_a_new_process_gives_the_same_bits(tmp_path):
     training.check_resume_in_new_process(begin, 2, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "entry, forgotten",
-    [
-        ("generator", generator(9).get_state()),
-        ("update", 0),
-        ("policy", new_gpt(9).state_dict()),
-        ("optimizer", None),
-        ("pairs", "reversed"),
-        ("order", [0, 1]),
-        ("ref_logprobs", torch.full((30, 2), -1.0)),
-        ("drawn", {}),
-    ],
-)
-def test_a_state_with_a_gap_would_be_found(entry, forgotten, tmp_path):
-    """The negative control: each entry is needed."""
-
-    def load(path):
-        state = checkpoint.load(path)
-        assert entry in state
-        if entry == "optimizer":
-            state[entry]["state"] = {}
-        elif forgotten == "reversed":
-            state[entry].reverse()
-        else:
-            state[entry] = forgotten
-        return state
-
-    path = tmp_path / "dpo.pt"
-    assert common.refutes(training.check_resume, begin, (2,), path, load)
+def test_a_state_with_a_gap_would_be_found(tmp_path):
+    gaps = training.GAPS | {
+        "pairs": lambda saved: saved[::-1],
+        "order": lambda saved: [0, 1],
+        "ref_logprobs": lambda saved: torch.full_like(saved, -1.0),
+        "drawn": lambda saved: {},
+    }
+    training.check_every_entry_is_needed(begin, tmp_path / "dpo.pt", gaps)
 
 
 def test_training_draws_from_its_own_generator():
-    training.check_global_randomness_untouched(begin)
-    assert next(run(base(), seed=1)) != next(run(base(), seed=2))
+    training.check_own_generator(begin, run)
 
 
-def refused(match, policy, config=CONFIG, reward=yes, **more):
-    """The call is refused before it changes a weight."""
-    before = copy.deepcopy(dict(policy.state_dict()))
-    with pytest.raises(ValueError, match=match):
-        list(run(policy, config, reward, **more))
-    training.assert_same_bits(dict(policy.state_dict()), before)
+refused = partial(training.assert_refused, run)
 
 
-@pytest.mark.parametrize("beta", [0.0, -1.0, math.nan, math.inf])
-def test_a_beta_that_is_no_strength_is_refused(beta):
-    refused("beta: got", base(), replace(CONFIG, beta=beta))
-
-
-def test_the_reference_is_another_model():
-    """T37."""
-    policy = base()
-    refused("reference: shares weights", policy, reference=policy)
-    other = base()
-    other.embed_tokens.weight = policy.embed_tokens.weight
-    refused("reference: shares weights", policy, reference=other)
-    config = replace(CONFIG, reset_reference=False)
-    refused("reference: reset_reference is False", policy, config)
-
-
-def test_nothing_to_learn_from_is_refused():
+def test_what_cannot_be_trained_with_is_refused():
+    """T37: the reference is another model."""
     refused("problems: got none", base(), problems=[])
     refused(r"\(P, K", base(), replace(CONFIG, samples=1))
+    refused("beta: got", base(), replace(CONFIG, beta=0.0))
+    fixed = replace(CONFIG, reset_reference=False)
+    refused("reference: reset_reference is False", base(), fixed)
+    training.check_beta_refused(run, CONFIG)
+    training.check_reference_refused(run, CONFIG)
+    training.check_gradient_refused(run)
+    training.check_reward_refused(run)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_stops_training(bad):
-    policy = base()
-    policy.norm.weight.register_hook(lambda slope: slope * bad)
-    refused("update 0: gradient norm", policy)
-
-
-def test_the_learning_rate_rises_and_falls_to_zero(monkeypatch):
-    """Over both rounds: of 6 updates 2 of warm-up, then a line that meets 0 at 6."""
-    rates = []
-    right = torch.optim.AdamW.step
-
-    def watched(self, *args, **kwargs):
-        rates.append(self.param_groups[0]["lr"])
-        return right(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
-    list(run(base(), replace(CONFIG, lr=1.0, beta=1e-3)))
-    assert rates == pytest.approx([1 / 2, 1, 1, 3 / 4, 1 / 2, 1 / 4])
+def test_the_learning_rate_rises_and_falls_to_zero():
+    """Over both rounds; the small beta keeps log-probs in bounds at this rate."""
+    training.check_schedule(run, replace(CONFIG, beta=1e-3))

@@ -1,12 +1,9 @@
 """GRPO: its expected gradient by enumeration, its parts, and training."""
 
 import copy
-import inspect
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 
 import pytest
 import torch
@@ -14,7 +11,6 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from minialign import checkpoint
 from minialign.algorithms import grpo
 from minialign.algorithms.grpo import (
     by_constant,
@@ -28,7 +24,6 @@ from minialign.algorithms.grpo import (
     per_token,
 )
 from minialign.logprobs import kl_ratio_k3, probability_ratio
-from minialign.problems import Problem
 from minialign.sampling import generate
 from tests import enumeration as world
 from tests import strategies
@@ -38,9 +33,10 @@ from tests.toy import (
     TOKENIZER,
     base,
     base_weights,
-    chance_of_yes,
     generator,
+    judged,
     new_gpt,
+    stretched,
     yes,
 )
 
@@ -504,14 +500,6 @@ CONFIG = grpo.GRPOConfig(
 )  # fmt: skip
 
 
-def always(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
-    return [0.1] * len(texts)
-
-
-def never(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
-    return [0.0] * len(texts)
-
-
 def run(policy, config=CONFIG, reward=yes, *, problems=PROBLEMS, seed=0, **more):
     more = {"generator": generator(seed), **more}
     return grpo.train(policy, TOKENIZER, problems, reward, config, **more)
@@ -527,7 +515,7 @@ def begin(state, config=CONFIG):
     return run(policy, config, seed=seed, reference=base(), state=state)
 
 
-def row_nats(model, rollout, temperature=1.0):
+def token_nats(model, rollout, temperature=1.0):
     """log π of each token of each answer: alone, without padding, by cross-entropy."""
     rows = []
     for row, response in enumerate(rollout.responses()):
@@ -538,27 +526,8 @@ def row_nats(model, rollout, temperature=1.0):
     return rows
 
 
-def spied(monkeypatch, name):
-    """(arguments, result) of every call by `train`, as the run goes on."""
-    original, calls = getattr(grpo, name), []
-
-    def spy(*args, **kwargs):
-        calls.append((args, original(*args, **kwargs)))
-        return calls[-1][1]
-
-    monkeypatch.setattr(grpo, name, spy)
-    return calls
-
-
-def learns(config=CONFIG, **more):
-    """Does the exact chance of the rewarded answer go from rare to nearly sure?"""
-    policy = base()
-    before = chance_of_yes(policy)
-    config = replace(config, updates=15, prompts=5, micro_batch=30)
-    metrics = list(run(policy, config, **more))
-    assert 0.1 < before < 0.6  # of the world, not of the algorithm
-    rise = metrics[-1]["reward"] - metrics[0]["reward"]
-    return chance_of_yes(policy) > 0.95 and rise > 0.2
+LONG = replace(CONFIG, updates=15, prompts=5, micro_batch=30)
+learns = partial(training.learns, run, config=LONG)
 
 
 @pytest.mark.parametrize(
@@ -567,7 +536,7 @@ def learns(config=CONFIG, **more):
         {},
         {"advantage": centred_advantages, "reduction": by_constant},
         {"reduction": per_token},
-        {"config": replace(CONFIG, epochs=2, minibatches=2)},
+        {"config": replace(LONG, epochs=2, minibatches=2)},
     ],
     ids=["paper", "Dr. GRPO", "token mean", "four steps"],
 )
@@ -577,7 +546,7 @@ def test_it_learns_what_is_rewarded(more):
 
 def test_with_a_flipped_sign_it_does_not(monkeypatch):
     """The negative control: the same test fails."""
-    monkeypatch.setattr(grpo, "clipped_loss", lambda *args: -clipped_loss(*args))
+    training.flip(monkeypatch, grpo, "clipped_loss")
     assert not learns()
 
 
@@ -591,50 +560,37 @@ def test_with_another_rows_rewards_it_does_not(monkeypatch):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_one_update_by_hand(monkeypatch, temperature):
     """Every metric from the rollout, token by token, against code of its own."""
-    drawn = spied(monkeypatch, "generate")
+    drawn = training.spied(monkeypatch, grpo, "generate")
     config = replace(CONFIG, beta=0.5, temperature=temperature)
-    policy, reference = new_gpt(0), base()
-    policy.load_state_dict({k: 1.2 * v for k, v in base_weights().items()})
+    policy, reference = stretched(), base()
     twin = copy.deepcopy(policy)
     metrics = next(run(policy, config, reference=reference))
 
     ((_, rollout),) = drawn
-    texts = [TOKENIZER.decode_response(ids) for ids in rollout.responses()]
-    cut = rollout.truncated.tolist()
-    rewards = [float(t == "y" and not c) for t, c in zip(texts, cut, strict=True)]
-    groups = torch.tensor(rewards).view(2, 6)
+    groups = judged(rollout).view(2, 6)
     advantages = (groups - groups.mean(1, keepdim=True)).flatten()
     advantages = advantages / (groups.std(1) + 1e-4).repeat_interleave(6)
-    nats = row_nats(twin, rollout, temperature)
-    ref = [row.detach() for row in row_nats(reference, rollout, temperature)]
+    nats = token_nats(twin, rollout, temperature)
+    ref = [row.detach() for row in token_nats(reference, rollout, temperature)]
     loss, kl = torch.zeros(()), 0.0
     for A, ours, theirs in zip(advantages, nats, ref, strict=True):
         k3 = torch.exp(theirs - ours) - 1 - (theirs - ours)
         loss = loss - (A * (ours - ours.detach()).exp() - 0.5 * k3).mean() / 12
         kl += (ours - theirs).sum().item() / 12
-    slopes = torch.autograd.grad(loss, list(twin.parameters()))
     lengths = torch.tensor([float(len(row)) for row in nats])
     expected = {
-        "update": 1,
         "completions": 12,
-        "reward": sum(rewards) / 12,
-        "truncated": sum(cut) / 12,
-        "length": lengths.mean().item(),
         "length_up": lengths[advantages > 0].mean().item(),
         "length_down": lengths[advantages < 0].mean().item(),
         "dead": 0.0,
         "ratio_first": 0.0,
         "clip_fraction": 0.0,
         "loss": loss.item(),
-        "grad_norm": torch.cat([g.flatten() for g in slopes]).norm().item(),
+        "grad_norm": training.gradient_norm(loss, twin),
         "kl": kl,
     }
-    styles = {name: x for name, x in metrics.items() if name.startswith("style_")}
-    assert sum(styles.values()) == pytest.approx(1)
-    measured = {name: x for name, x in metrics.items() if name not in styles}
-    assert measured == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    assert all(type(value) in (int, float) for value in metrics.values())
-    assert abs(kl) > 1e-3 and 0 < groups[0].mean() < 1 and 0 < groups[1].mean() < 1
+    training.assert_metrics(metrics, rollout, expected)
+    assert 0 < groups[0].mean() < 1 and 0 < groups[1].mean() < 1
 
 
 @pytest.mark.parametrize("minibatches", [1, 3])
@@ -650,7 +606,7 @@ def test_the_first_ratio_is_exactly_1(monkeypatch, minibatches):
 
 def test_without_a_step_no_ratio_moves(monkeypatch):
     """PPO-1, PPO-2: lr 0 keeps them all at 1 to rounding, through four passes."""
-    ratios = spied(monkeypatch, "probability_ratio")
+    ratios = training.spied(monkeypatch, grpo, "probability_ratio")
     config = replace(CONFIG, epochs=4, minibatches=2, updates=1)
     for lr, still in ((0.0, True), (1e-2, False)):
         ratios.clear()
@@ -661,8 +617,8 @@ def test_without_a_step_no_ratio_moves(monkeypatch):
 
 def test_old_log_probs_are_those_of_the_draw(monkeypatch):
     """Throughout the passes; and the sampler's agree with them to rounding."""
-    drawn = spied(monkeypatch, "generate")
-    losses = spied(monkeypatch, "clipped_loss")
+    drawn = training.spied(monkeypatch, grpo, "generate")
+    losses = training.spied(monkeypatch, grpo, "clipped_loss")
     list(run(base(), replace(CONFIG, epochs=3, updates=1, temperature=0.6)))
     ((_, rollout),) = drawn
     parts = rollout.micro_batches(5)
@@ -674,7 +630,7 @@ def test_old_log_probs_are_those_of_the_draw(monkeypatch):
 
 def test_the_clip_fraction_counts_tokens_without_a_gradient(monkeypatch):
     """PPO-6: of live tokens, on average over steps; those with A = 0 are no such."""
-    losses = spied(monkeypatch, "clipped_loss")
+    losses = training.spied(monkeypatch, grpo, "clipped_loss")
     config = replace(CONFIG, epochs=3, updates=1, eps_low=0.1, eps_high=0.02)
     (metrics,) = run(base(), config)
     stopped, live = 0, 0
@@ -718,25 +674,17 @@ def test_a_minibatch_is_weighed_by_itself(reduction):
 
 @pytest.mark.parametrize("reduction", [per_sequence, by_constant, per_token])
 def test_micro_batches_bound_memory_and_change_nothing(reduction):
-    """C-4, T53: in float64, for sizes that do and do not divide the answers."""
-    ends = []
-    for size in (100, 5, 1):
-        policy, reference = base().double(), base().double()
-        config = replace(CONFIG, updates=2, micro_batch=size, beta=0.2, epochs=2)
-        config = replace(config, minibatches=2)
-        metrics = list(run(policy, config, reference=reference, reduction=reduction))
-        weights = torch.cat([p.detach().flatten() for p in policy.parameters()])
-        ends.append((weights, metrics))
-    for weights, metrics in ends[1:]:
-        torch.testing.assert_close(weights, ends[0][0], rtol=0, atol=1e-7)
-        for row, expected in zip(metrics, ends[0][1], strict=True):
-            assert row == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    """T53."""
+    config = replace(CONFIG, updates=2, beta=0.2, epochs=2, minibatches=2)
+    more = {"sizes": (100, 5, 1), "floor": 1e-9, "reduction": reduction}
+    training.check_micro_batches(run, config, **more)
 
 
 def test_groups_without_a_difference_are_counted_and_move_nothing():
     """In float32 0.1, whose mean is not 0.1; T55: the loss is 0 when they are dead."""
     policy = base()
-    metrics = next(run(policy, replace(CONFIG, samples=7), always))
+    config = replace(CONFIG, samples=7)
+    metrics = next(run(policy, config, lambda _, texts: [0.1] * len(texts)))
     assert metrics["dead"] == 1.0 and metrics["loss"] == 0 == metrics["grad_norm"]
     assert metrics["length_up"] == 0 == metrics["length_down"] < metrics["length"]
     training.assert_same_bits(dict(policy.state_dict()), dict(base_weights()))
@@ -755,7 +703,8 @@ def test_the_kl_term_brings_a_policy_home_even_from_dead_groups():
     config, ends = replace(config, micro_batch=100), {}
     for term in (k1_term, k2_term, k3_term):
         more = {"reference": base(), "kl_term": term}
-        metrics = list(run(copy.deepcopy(away), config, never, **more))
+        steps = run(copy.deepcopy(away), config, lambda _, x: [0.0] * len(x), **more)
+        metrics = list(steps)
         assert metrics[0]["dead"] == 1 and metrics[0]["kl"] > 0.7
         ends[term.__name__] = metrics[-1]["kl"]
     assert ends.pop("k1_term") > 0.7
@@ -776,16 +725,7 @@ def test_ratio_k3_and_k2_are_one_gradient_at_ratio_1():
 
 
 def test_beta_holds_the_policy_back_and_the_reference_stays_as_it_is():
-    ends = {}
-    for beta in (0.0, 3.0):
-        policy, reference = base(), base()
-        config = replace(CONFIG, updates=8, beta=beta)
-        metrics = list(run(policy, config, reference=reference))
-        assert abs(metrics[0]["kl"]) < 1e-5  # a copy of the policy, still
-        training.assert_same_bits(dict(reference.state_dict()), dict(base_weights()))
-        assert all(p.grad is None for p in reference.parameters())
-        ends[beta] = chance_of_yes(policy)
-    assert ends[0.0] > 0.9 > ends[3.0]
+    training.check_kl(run, replace(CONFIG, updates=8), beta=3.0)
 
 
 def test_every_kl_term_and_reduction_and_advantage_is_used():
@@ -795,92 +735,32 @@ def test_every_kl_term_and_reduction_and_advantage_is_used():
     choices += [{"kl_term": term} for term in (k1_term, k2_term, kl_ratio_k3)]
     ends = []
     for choice in choices:
-        policy = base()
+        state = {}
         config = replace(CONFIG, updates=2, beta=1.0, max_grad_norm=1e9, epochs=2)
-        list(run(policy, config, reference=base(), **choice))
-        ends.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
+        list(run(base(), config, reference=base(), state=state, **choice))
+        ends.append(training.weights_of(state))
     assert all(not torch.equal(a, b) for i, a in enumerate(ends) for b in ends[:i])
 
 
 def test_an_answer_that_does_not_end_earns_nothing_and_is_counted():
-    """Two tokens are enough for "y" and its end, not for "no" and its end."""
-    config = replace(CONFIG, max_new_tokens=2, updates=1, prompts=5)
-    (metrics,) = run(base(), config, always)
-    assert 0.2 < metrics["truncated"] < 0.9
-    assert metrics["reward"] == pytest.approx(0.1 * (1 - metrics["truncated"]))
+    training.check_truncation(run, replace(CONFIG, prompts=5), worth=0.1)
 
 
 def test_problems_are_asked_in_order_and_again_when_they_run_out(monkeypatch):
-    asked = []
-
-    def spy(problems, texts):
-        asked.append("".join(problem.question for problem in problems))
-        return always(problems, texts)
-
-    def measured(problems, rollout, rewards, tokenizer):
-        repeated = [p.question for p in problems for _ in range(rollout.samples)]
-        assert "".join(repeated) == asked[-1]
-        return {}
-
-    monkeypatch.setattr(grpo, "answer_metrics", measured)
-    metrics = list(run(base(), replace(CONFIG, samples=2), spy))
-    assert asked == ["aabb", "ccdd", "eeaa", "bbcc", "ddee"]
-    assert [row["completions"] for row in metrics] == [4, 8, 12, 16, 20]
-    assert [row["update"] for row in metrics] == [1, 2, 3, 4, 5]
+    asked = ["aabb", "ccdd", "eeaa", "bbcc", "ddee"]
+    config = replace(CONFIG, samples=2)
+    training.check_order_of_problems(run, config, asked, grpo, monkeypatch)
 
 
 def test_train_is_a_generator():
-    """Lazy; the caller's code runs with gradients on, and may stop at any yield."""
-    calls, state = [], {}
-
-    def spy(problems, texts):
-        calls.append(len(texts))
-        return yes(problems, texts)
-
-    policy = base()
-    steps = run(policy, CONFIG, spy, state=state)
-    assert inspect.isgenerator(steps) and not calls
-    for update in (1, 2):
-        assert next(steps)["update"] == update and calls == [12] * update
-        assert torch.is_grad_enabled()
-        training.assert_same_bits(dict(state["policy"]), dict(policy.state_dict()))
-        assert state["update"] == update
-    steps.close()
-    assert len(calls) == 2 and len(list(run(policy))) == CONFIG.updates
+    training.check_lazy(run, lambda update: [12] * update, length=CONFIG.updates)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"prompts": 3},
-        {"samples": 5},
-        {"max_new_tokens": 2},
-        {"temperature": 0.8},
-        {"epochs": 2},
-        {"minibatches": 2},
-        {"eps_low": 0.02},
-        {"eps_high": 0.02},
-        {"beta": 0.5},
-        {"lr": 2e-2},
-        {"warmup": 1},
-        {"max_grad_norm": 0.1},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_every_option_does_something(change):
-    """C-10: other weights after three updates."""
-    assert change.keys() <= vars(CONFIG).keys()
-    ends = []
-    for config in (CONFIG, replace(CONFIG, **change)):
-        state = {}
-        list(islice(begin(state, config), 3))
-        ends.append(torch.cat([w.flatten() for w in state["policy"].values()]))
-    assert not torch.equal(*ends)
-
-
-def test_without_a_reference_there_is_no_kl():
-    assert "kl" not in next(run(base()))
-    assert "kl" in next(run(base(), reference=base()))
+def test_every_option_does_something():
+    changes = {"prompts": 3, "samples": 5, "max_new_tokens": 2, "temperature": 0.8}
+    changes |= {"epochs": 2, "minibatches": 2, "eps_low": 0.02, "eps_high": 0.02}
+    changes |= {"beta": 0.5, "lr": 2e-2, "warmup": 1, "max_grad_norm": 0.1}
+    training.check_options(begin, CONFIG, changes, updates=3)
 
 
 def test_resuming_gives_the_same_bits(tmp_path):
@@ -893,58 +773,24 @@ def test_resuming_in_a_new_process_gives_the_same_bits(tmp_path):
     training.check_resume_in_new_process(begin, 2, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "entry, forgotten",
-    [
-        ("generator", torch.Generator().manual_seed(9).get_state()),
-        ("update", 0),
-        ("policy", new_gpt(9).state_dict()),
-        ("optimizer", None),
-    ],
-)
-def test_a_state_with_a_gap_would_be_found(entry, forgotten, tmp_path):
-    """The negative control: each entry is needed."""
-
-    def load(path):
-        state = checkpoint.load(path)
-        if entry == "optimizer":
-            state[entry]["state"] = {}
-        else:
-            state[entry] = forgotten
-        return state
-
-    path = tmp_path / "grpo.pt"
-    assert common.refutes(training.check_resume, begin, (2,), path, load)
+def test_a_state_with_a_gap_would_be_found(tmp_path):
+    training.check_every_entry_is_needed(begin, tmp_path / "grpo.pt")
 
 
 def test_training_draws_from_its_own_generator():
-    training.check_global_randomness_untouched(begin)
-    torch.manual_seed(0)
-    assert next(run(base(), seed=1)) != next(run(base(), seed=2))
+    training.check_own_generator(begin, run)
 
 
-def refused(match, policy, config=CONFIG, reward=yes, **more):
-    """The call is refused before it changes a weight."""
-    before = copy.deepcopy(dict(policy.state_dict()))
-    with pytest.raises(ValueError, match=match):
-        list(run(policy, config, reward, **more))
-    training.assert_same_bits(dict(policy.state_dict()), before)
+refused = partial(training.assert_refused, run)
 
 
-@pytest.mark.parametrize("beta", [-1.0, math.nan, math.inf])
-def test_a_beta_that_is_no_strength_is_refused(beta):
-    refused("beta: got", base(), replace(CONFIG, beta=beta))
-    refused("beta: got", base(), replace(CONFIG, beta=beta), reference=base())
-
-
-def test_beta_needs_a_reference_of_its_own():
-    config = replace(CONFIG, beta=0.1)
-    refused("reference: beta is 0.1", base(), config)
-    policy = base()
-    refused("reference: shares weights", policy, config, reference=policy)
-    other = base()
-    other.embed_tokens.weight = policy.embed_tokens.weight
-    refused("reference: shares weights", policy, reference=other)
+def test_what_cannot_be_trained_with_is_refused():
+    refused("problems: got none", base(), problems=[])
+    refused("advantages has shape", base(), advantage=lambda rewards: rewards.mean(1))
+    training.check_beta_refused(run, CONFIG)
+    training.check_beta_needs_a_reference(run, CONFIG)
+    training.check_gradient_refused(run)
+    training.check_reward_refused(run)
 
 
 @pytest.mark.parametrize(
@@ -963,13 +809,8 @@ def test_a_config_out_of_range_is_refused(change):
     refused(f"{next(iter(change))}.*got", base(), replace(CONFIG, **change))
 
 
-def test_no_problems_and_no_groups_are_refused():
-    refused("problems: got none", base(), problems=[])
-    refused("advantages has shape", base(), advantage=lambda rewards: rewards.mean(1))
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_stops_training(bad):
-    policy = base()
-    policy.norm.weight.register_hook(lambda slope: slope * bad)
-    refused("update 0: gradient norm", policy)
+def test_the_learning_rate_rises_and_falls_to_zero():
+    config = replace(CONFIG, updates=6, warmup=2)
+    training.check_schedule(run, config)
+    config = replace(config, epochs=2, minibatches=2)
+    training.check_schedule(run, config, steps=4)

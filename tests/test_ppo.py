@@ -1,12 +1,9 @@
 """PPO: its expected gradient by enumeration, its parts one by one, and training."""
 
 import copy
-import inspect
 import math
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, partial
-from itertools import islice
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +11,6 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import nn
 
-from minialign import checkpoint
 from minialign.algorithms import ppo, reinforce
 from minialign.algorithms.ppo import (
     Critic,
@@ -28,19 +24,18 @@ from minialign.algorithms.ppo import (
     whiten,
 )
 from minialign.logprobs import token_logprobs
-from minialign.problems import Problem
 from tests import enumeration as world
 from tests import strategies
 from tests.properties import common, training
 from tests.toy import (
     PROBLEMS,
     TOKENIZER,
-    always,
     base,
     base_weights,
-    chance_of_yes,
     generator,
+    judged,
     new_gpt,
+    stretched,
     yes,
 )
 
@@ -686,10 +681,6 @@ class NoCritic(nn.Module):
         return torch.zeros_like(hidden[..., 0])
 
 
-def never(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
-    return [0.0] * len(texts)
-
-
 def new_critic(policy, shared=False, seed=5):
     """One that has an opinion: the head starts at 0 only in real runs."""
     critic = Critic(policy, shared)
@@ -700,10 +691,18 @@ def new_critic(policy, shared=False, seed=5):
     return critic
 
 
-def run(policy, config=CONFIG, reward=yes, *, problems=PROBLEMS, seed=0, **more):
-    more = {"generator": generator(seed), **more}
-    if "critic" not in more:
-        more["critic"] = Critic(policy, shared=True)
+LAYOUTS = {
+    "own": Critic,
+    "shared": partial(Critic, shared=True),
+    "none": lambda policy: NoCritic(),
+}
+
+
+def run(policy, config=CONFIG, reward=yes, *, problems=PROBLEMS, seed=0,
+        critic=LAYOUTS["shared"], **more):  # fmt: skip
+    """`critic`: one, or what makes one from the policy."""
+    critic = critic if isinstance(critic, nn.Module) else critic(policy)
+    more = {"generator": generator(seed), "critic": critic, **more}
     return ppo.train(policy, TOKENIZER, problems, reward, config, **more)
 
 
@@ -724,29 +723,6 @@ def begin(state, config=CONFIG, shared=False):
 
 
 begin_shared = partial(begin, shared=True)
-
-
-def spied(monkeypatch, name):
-    """(arguments, result) of every call that `train` makes of a function."""
-    original, calls = getattr(ppo, name), []
-
-    def spy(*args, **kwargs):
-        calls.append((args, original(*args, **kwargs)))
-        return calls[-1][1]
-
-    monkeypatch.setattr(ppo, name, spy)
-    return calls
-
-
-def weights_of(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-LAYOUTS = {
-    "own": Critic,
-    "shared": partial(Critic, shared=True),
-    "none": lambda policy: NoCritic(),
-}
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -796,39 +772,31 @@ def test_who_learns_from_which_loss():
 def test_scoring_refuses_what_does_not_fit():
     policy, tokens = base(), torch.ones(2, 6, dtype=torch.int64)
     for bad in (tokens[:, :5], tokens[:1]):
-        with pytest.raises(ValueError, match="tokens: got"):
+        with pytest.raises(ValueError, match=r"tokens\[:, 1:\] has shape"):
             score_tokens(
                 policy, Critic(policy), bad, torch.ones(2, 5, dtype=torch.bool), 1.0
             )
 
 
-def learns(layout="none", **more):
-    """Does the exact chance of the rewarded answer go from rare to nearly sure?"""
-    policy = base()
-    before = chance_of_yes(policy)
-    config = replace(CONFIG, updates=10, prompts=5, value_clip=0.5, micro_batch=30)
-    critic = LAYOUTS[layout](policy)
-    metrics = list(run(policy, config, critic=critic, **more))
-    assert 0.1 < before < 0.6  # of the world, not of the algorithm
-    rise = metrics[-1]["reward"] - metrics[0]["reward"]
-    return chance_of_yes(policy) > 0.95 and rise > 0.2
+LONG = replace(CONFIG, updates=10, prompts=5, value_clip=0.5, micro_batch=30)
+learns = partial(training.learns, run, LONG)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_it_learns_what_is_rewarded(layout):
-    assert learns(layout)
+    assert learns(critic=LAYOUTS[layout])
 
 
 def test_with_a_flipped_sign_it_does_not(monkeypatch):
     """The negative control: the same test fails."""
-    monkeypatch.setattr(ppo, "policy_loss", lambda *args: -policy_loss(*args))
-    assert not learns()
+    training.flip(monkeypatch, ppo, "policy_loss")
+    assert not learns(critic=NoCritic())
 
 
 def test_with_another_rows_rewards_it_does_not(monkeypatch):
     right = ppo.score
     monkeypatch.setattr(ppo, "score", lambda *args: right(*args).roll(1))
-    assert not learns()
+    assert not learns(critic=NoCritic())
 
 
 def test_the_critic_comes_to_know_which_token_decides():
@@ -868,23 +836,19 @@ def row_scores(policy, critic, rollout, temperature):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_one_update_by_hand(monkeypatch, temperature):
     """Every metric from the rollout, answer by answer, against code of its own."""
-    rollouts = spied(monkeypatch, "generate")
+    rollouts = training.spied(monkeypatch, ppo, "generate")
     config = replace(CONFIG, beta=0.5, temperature=temperature, epochs=1, lam=0.8)
-    policy, reference = new_gpt(0), base()
-    policy.load_state_dict({k: 1.2 * v for k, v in base_weights().items()})
+    policy, reference = stretched(), base()
     critic = new_critic(policy)
     twins = copy.deepcopy((policy, critic))
     metrics = next(run(policy, config, reference=reference, critic=critic))
 
     ((_, rollout),) = rollouts
-    texts = [TOKENIZER.decode_response(ids) for ids in rollout.responses()]
-    cut = rollout.truncated.tolist()
-    rewards = [float(t == "y" and not c) for t, c in zip(texts, cut, strict=True)]
     scores = row_scores(*twins, rollout, temperature)
     k1s, advantages, earned, values = [], [], [], []
     others = row_scores(reference, twins[1], rollout, temperature)
     for reward, (nats, guess, _), (ref, _, _) in zip(
-        rewards, scores, others, strict=True
+        judged(rollout).tolist(), scores, others, strict=True
     ):
         k1 = (nats - ref).tolist()
         paid = [-0.5 * x for x in k1]
@@ -896,19 +860,13 @@ def test_one_update_by_hand(monkeypatch, temperature):
     A, R, V = map(torch.tensor, (advantages, earned, values))
     white = (A - A.mean()) / A.std(correction=0)
     nats = torch.cat([x[0] for x in scores])
-    slopes = torch.autograd.grad(-(white * nats).sum() / 12, [*twins[0].parameters()])
-    norm = math.sqrt(sum(slope.double().square().sum().item() for slope in slopes))
     expected = {
-        "update": 1,
         "completions": 12,
-        "reward": sum(rewards) / 12,
-        "truncated": sum(cut) / 12,
-        "length": len(A) / 12,
         "loss": 0.0,  # whitened, at ratio 1
         "value_loss": 0.5 * A.square().mean().item(),  # V - R is -A, before whitening
         "entropy": torch.cat([x[2] for x in scores]).mean().item(),
         "explained_variance": 1 - ((R - V).var() / R.var()).item(),
-        "grad_norm": norm,
+        "grad_norm": training.gradient_norm(-(white * nats).sum() / 12, twins[0]),
         "kl": sum(k1s) / 12,
         "ratio_first": 0.0,
         "approx_kl": 0.0,
@@ -917,20 +875,14 @@ def test_one_update_by_hand(monkeypatch, temperature):
         "stopped_early": 0.0,
         "beta": 0.5,
     }
-    styles = {name: x for name, x in metrics.items() if name.startswith("style_")}
-    assert sum(styles.values()) == pytest.approx(1)
-    measured = {name: x for name, x in metrics.items() if name not in styles}
-    assert measured == pytest.approx(expected, rel=2e-4, abs=2e-5)
-    assert all(type(value) in (int, float) for value in metrics.values())
-    assert abs(metrics["kl"]) > 1e-3 and 0 < metrics["reward"] < 1
+    training.assert_metrics(metrics, rollout, expected, rel=2e-4, floor=2e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_first_ratio_is_exactly_1(layout):
     """PPO-1: bit by bit, whatever the minibatches; PPO-2: and then no more."""
-    policy = base()
     config = replace(CONFIG, updates=2, minibatches=3, micro_batch=3, temperature=0.8)
-    metrics = list(run(policy, config, critic=LAYOUTS[layout](policy)))
+    metrics = list(run(base(), config, critic=LAYOUTS[layout]))
     assert [row["ratio_first"] for row in metrics] == [0.0] * 2
     assert all(row["approx_kl"] > 0 for row in metrics)
 
@@ -952,10 +904,10 @@ def test_it_stops_an_update_that_has_moved_too_far():
     """The weights are those of a run that planned one epoch; the step is not taken."""
     ends = []
     for epochs, stop in ((1, None), (3, 1e-9), (3, 1e9), (3, None)):
-        policy = base()
+        state = {}
         config = replace(CONFIG, epochs=epochs, kl_stop=stop, updates=2)
-        metrics = list(run(policy, config))
-        ends.append((weights_of(policy), metrics[-1]))
+        metrics = list(run(base(), config, state=state))
+        ends.append((training.weights_of(state), metrics[-1]))
     (one, _), (stopped, last), (on, _), (never, untouched) = ends
     assert torch.equal(one, stopped) and torch.equal(on, never)
     assert not torch.equal(one, never)
@@ -966,8 +918,8 @@ def test_it_stops_an_update_that_has_moved_too_far():
 
 def test_each_epoch_uses_each_answer_once(monkeypatch):
     """PPO-9, in another order each time; divided by the minibatch, not its parts."""
-    drawn = spied(monkeypatch, "generate")
-    calls = spied(monkeypatch, "policy_loss")
+    drawn = training.spied(monkeypatch, ppo, "generate")
+    calls = training.spied(monkeypatch, ppo, "policy_loss")
     config = replace(CONFIG, minibatches=2, micro_batch=4, prompts=5, updates=1)
     metrics = next(run(base(), config))
     assert metrics["epochs_done"] == 2
@@ -1000,39 +952,28 @@ def test_one_step_without_a_critic_is_reinforce():
     )  # fmt: skip
     steps = run(ours, config, critic=NoCritic(), scale=lambda x, mask: x)
     for row, expected in zip(steps, twin, strict=True):
-        assert torch.equal(weights_of(ours), weights_of(theirs))
+        training.assert_same_bits(dict(ours.state_dict()), dict(theirs.state_dict()))
         for name in ("reward", "length", "truncated", "grad_norm"):
             assert row[name] == expected[name]
 
 
 def test_micro_batches_bound_memory_and_change_nothing():
-    """C-4, in float64, for sizes that do and do not divide the 12 answers."""
-    ends = []
-    for size in (100, 4, 1):
-        policy, reference = base().double(), base().double()
-        critic = new_critic(policy)
-        config = replace(CONFIG, updates=2, micro_batch=size, beta=0.2)
-        config = replace(config, entropy_coef=0.1, minibatches=2)
-        metrics = list(run(policy, config, reference=reference, critic=critic))
-        ends.append((torch.cat([weights_of(policy), weights_of(critic)]), metrics))
-    for weights, metrics in ends[1:]:
-        torch.testing.assert_close(weights, ends[0][0], rtol=0, atol=1e-7)
-        for row, expected in zip(metrics, ends[0][1], strict=True):
-            assert row == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    config = replace(CONFIG, updates=2, beta=0.2, entropy_coef=0.1, minibatches=2)
+    more = {"sizes": (100, 4, 1), "models": ("policy", "critic"), "floor": 1e-9}
+    training.check_micro_batches(run, config, critic=new_critic, **more)
 
 
 def test_the_critics_target_is_not_whitened(monkeypatch):
     """Contract 6: R = A + V first; the scaling sees the whole batch, not its parts."""
-    advantages = spied(monkeypatch, "gae")
-    white = spied(monkeypatch, "whiten")
-    judged = spied(monkeypatch, "value_loss")
-    policy = base()
-    critic = new_critic(policy)
+    advantages = training.spied(monkeypatch, ppo, "gae")
+    white = training.spied(monkeypatch, ppo, "whiten")
+    losses = training.spied(monkeypatch, ppo, "value_loss")
     config = replace(CONFIG, epochs=1, micro_batch=99, updates=1)
-    next(run(policy, config, critic=critic, scale=lambda *args: ppo.whiten(*args)))
+    more = {"critic": new_critic, "scale": lambda *args: ppo.whiten(*args)}
+    next(run(base(), config, **more))
     (r, V, mask, *_), A = advantages[0]
     assert [args[0].shape for args, _ in white] == [A.shape]
-    ((_, _, R, live, *_), _) = judged[0]
+    ((_, _, R, live, *_), _) = losses[0]
     order = sorted((A + V)[mask].tolist())
     assert sorted(R[live].tolist()) == pytest.approx(order)
     assert r.sum() != 0 and abs(R[live].mean()) > 0.05
@@ -1043,11 +984,10 @@ def test_the_loss_of_a_separate_critic_does_not_reach_the_policy():
     for shared, same in ((False, True), (True, False)):
         ends = []
         for weight in (0.1, 3.0):
-            policy = base()
-            critic = new_critic(policy, shared)
+            state, critic = {}, partial(new_critic, shared=shared)
             config = replace(CONFIG, value_coef=weight, updates=1)
-            list(run(policy, config, critic=critic))
-            ends.append(weights_of(policy))
+            list(run(base(), config, critic=critic, state=state))
+            ends.append(training.weights_of(state))
         assert torch.equal(*ends) == same
 
 
@@ -1055,95 +995,40 @@ def test_the_entropy_bonus_keeps_the_policy_undecided():
     """It lowers the loss; without any reward it makes answers more random."""
     ends = {}
     for weight in (0.0, 1.0):
-        policy = base()
         config = replace(CONFIG, entropy_coef=weight)
-        ends[weight] = list(run(policy, config, never))[-1]["entropy"]
+        steps = run(base(), config, lambda _, texts: [0.0] * len(texts))
+        ends[weight] = list(steps)[-1]["entropy"]
     assert ends[1.0] > ends[0.0] + 0.1
 
 
 def test_an_answer_that_does_not_end_earns_nothing_and_is_counted():
-    """Two tokens are enough for "y" and its end, not for "no" and its end."""
-    config = replace(CONFIG, max_new_tokens=2, updates=1, prompts=5)
-    (metrics,) = run(base(), config, always)
-    assert 0.2 < metrics["truncated"] < 0.9
-    assert metrics["reward"] == pytest.approx(1 - metrics["truncated"])
+    training.check_truncation(run, replace(CONFIG, prompts=5))
 
 
-def test_problems_are_asked_in_order_and_again_when_they_run_out():
-    asked = []
-
-    def spy(problems, texts):
-        asked.append("".join(problem.question for problem in problems))
-        return always(problems, texts)
-
-    metrics = list(run(base(), replace(CONFIG, samples=2), spy))
-    assert asked == ["aabb", "ccdd", "eeaa", "bbcc"]
-    assert [row["completions"] for row in metrics] == [4, 8, 12, 16]
-    assert [row["update"] for row in metrics] == [1, 2, 3, 4]
+def test_problems_are_asked_in_order_and_again_when_they_run_out(monkeypatch):
+    asked = ["aabb", "ccdd", "eeaa", "bbcc"]
+    config = replace(CONFIG, samples=2)
+    training.check_order_of_problems(run, config, asked, ppo, monkeypatch)
 
 
 def test_train_is_a_generator():
-    """Lazy; the caller's code runs with gradients on, and may stop at any yield."""
-    calls, state = [], {}
-
-    def spy(problems, texts):
-        calls.append(len(texts))
-        return yes(problems, texts)
-
-    policy = base()
+    """And the critic in its state is the caller's, at every yield."""
+    training.check_lazy(run, lambda update: [12] * update, length=CONFIG.updates)
+    policy, state = base(), {}
     critic = Critic(policy)
-    steps = run(policy, CONFIG, spy, state=state, critic=critic)
-    assert inspect.isgenerator(steps) and not calls
-    for update in (1, 2):
-        assert next(steps)["update"] == update and calls == [12] * update
-        assert torch.is_grad_enabled()
-        training.assert_same_bits(dict(state["policy"]), dict(policy.state_dict()))
+    for _ in run(policy, critic=critic, state=state):
         training.assert_same_bits(dict(state["critic"]), dict(critic.state_dict()))
-        assert state["update"] == update
-    steps.close()
-    assert len(calls) == 2 and len(list(run(policy))) == CONFIG.updates
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"prompts": 3},
-        {"samples": 5},
-        {"max_new_tokens": 2},
-        {"temperature": 0.8},
-        {"beta": 0.5},
-        {"epochs": 3},
-        {"minibatches": 3},
-        {"eps_low": 0.001},
-        {"eps_high": 0.001},
-        {"value_clip": 0.001},
-        {"kl_stop": 1e-6},
-        {"gamma": 0.9},
-        {"lam": 0.5},
-        {"value_coef": 1.0},
-        {"entropy_coef": 0.1},
-        {"lr": 2e-2},
-        {"critic_lr": 2e-2},
-        {"warmup": 1},
-        {"max_grad_norm": 0.1},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_every_option_does_something(change):
-    """C-10: other weights, of the policy or the critic, after two updates."""
-    assert change.keys() <= vars(CONFIG).keys()
-    ends = []
-    for config in (CONFIG, replace(CONFIG, **change)):
-        ends.append(two_updates(config))
-    assert not torch.equal(*ends)
-
-
-@cache
-def two_updates(config):
-    state = {}
-    list(islice(begin_shared(state, config), 2))
-    both = [*state["policy"].values(), *state["critic"].values()]
-    return torch.cat([w.flatten() for w in both])
+def test_every_option_does_something():
+    """Of the policy's weights or the critic's."""
+    changes = {"prompts": 3, "samples": 5, "max_new_tokens": 2, "temperature": 0.8}
+    changes |= {"beta": 0.5, "epochs": 3, "minibatches": 3, "kl_stop": 1e-6}
+    changes |= {"eps_low": 0.001, "eps_high": 0.001, "value_clip": 0.001}
+    changes |= {"gamma": 0.9, "lam": 0.5, "value_coef": 1.0, "entropy_coef": 0.1}
+    changes |= {"lr": 2e-2, "critic_lr": 2e-2, "warmup": 1, "max_grad_norm": 0.1}
+    models = "policy", "critic"
+    training.check_options(begin_shared, CONFIG, changes, updates=2, models=models)
 
 
 def test_the_price_of_kl_adapts_and_is_remembered():
@@ -1160,27 +1045,7 @@ def test_the_price_of_kl_adapts_and_is_remembered():
 
 
 def test_beta_holds_the_policy_back_and_the_reference_stays_as_it_is():
-    ends = {}
-    for beta in (0.0, 1.0):
-        policy, reference = base(), base()
-        config = replace(CONFIG, updates=10, prompts=5, beta=beta, lr=3e-3)
-        config = replace(config, micro_batch=30)
-        more = {"reference": reference, "critic": NoCritic()}
-        metrics = list(run(policy, config, **more))
-        assert abs(metrics[0]["kl"]) < 1e-5  # a copy of the policy, still
-        training.assert_same_bits(dict(reference.state_dict()), dict(base_weights()))
-        assert all(p.grad is None for p in reference.parameters())
-        ends[beta] = chance_of_yes(policy)
-    # The optimum of E[r] - KL has odds of yes e times those of the reference.
-    start = chance_of_yes(base())
-    odds = math.e * start / (1 - start)
-    assert ends[0.0] > 0.9 > ends[1.0]
-    assert ends[1.0] < odds / (1 + odds) + 0.2
-
-
-def test_without_a_reference_there_is_no_kl():
-    assert "kl" not in next(run(base()))
-    assert "kl" in next(run(base(), reference=base()))
+    training.check_kl(run, replace(LONG, lr=3e-3), critic=NoCritic())
 
 
 def test_resuming_gives_the_same_bits(tmp_path):
@@ -1193,44 +1058,26 @@ def test_resuming_in_a_new_process_gives_the_same_bits(tmp_path):
     training.check_resume_in_new_process(begin, 1, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "entry, forgotten",
-    [
-        ("generator", torch.Generator().manual_seed(9).get_state()),
-        ("beta", 0.1),
-        ("update", 0),
-        ("policy", new_gpt(9).state_dict()),
-        ("critic", new_critic(new_gpt(9), shared=True).state_dict()),
-        ("optimizer", None),
-    ],
-)
-def test_a_state_with_a_gap_would_be_found(entry, forgotten, tmp_path):
-    """The negative control: each entry is needed."""
-
-    def load(path):
-        state = checkpoint.load(path)
-        if entry == "optimizer":
-            state[entry]["state"] = {}
-        else:
-            state[entry] = forgotten
-        return state
-
-    path = tmp_path / "ppo.pt"
-    assert common.refutes(training.check_resume, begin_shared, (1,), path, load)
+def test_a_state_with_a_gap_would_be_found(tmp_path):
+    other = new_critic(new_gpt(9), shared=True).state_dict()
+    gaps = {"beta": lambda saved: 0.1, "critic": lambda saved: other}
+    more = {"gaps": training.GAPS | gaps, "stop": 1}
+    training.check_every_entry_is_needed(begin_shared, tmp_path / "ppo.pt", **more)
 
 
 def test_training_draws_from_its_own_generator():
-    training.check_global_randomness_untouched(begin_shared)
-    torch.manual_seed(0)
-    assert next(run(base(), seed=1)) != next(run(base(), seed=2))
+    training.check_own_generator(begin_shared, run)
 
 
-def refused(match, policy, config=CONFIG, reward=yes, **more):
-    """The call is refused before it changes a weight."""
-    before = copy.deepcopy(dict(policy.state_dict()))
-    with pytest.raises(ValueError, match=match):
-        list(run(policy, config, reward, **more))
-    training.assert_same_bits(dict(policy.state_dict()), before)
+refused = partial(training.assert_refused, run)
+
+
+def test_what_cannot_be_trained_with_is_refused():
+    refused("problems: got none", base(), problems=[])
+    training.check_beta_refused(run, CONFIG, alone="beta")
+    training.check_beta_needs_a_reference(run, CONFIG)
+    training.check_gradient_refused(run)
+    training.check_reward_refused(run)
 
 
 @pytest.mark.parametrize(
@@ -1241,7 +1088,7 @@ def refused(match, policy, config=CONFIG, reward=yes, **more):
         ({"epochs": 0}, "epochs: got"),
         ({"minibatches": 0}, "minibatches: got"),
         ({"gamma": 1.5}, "gamma, lam: got"),
-        ({"lam": -0.5}, "gamma, lam: got"),
+        ({"lam": -0.5}, "lam: got"),
         ({"eps_low": 0.0}, "eps_low: got"),
         ({"eps_high": -0.1}, "eps_high: got"),
         ({"value_clip": 0.0}, "clip: got"),
@@ -1252,28 +1099,23 @@ def test_settings_that_are_none_are_refused(change, match):
 
 
 def test_every_model_has_weights_of_its_own():
-    refused("reference: beta is 0.1", base(), replace(CONFIG, beta=0.1))
-    policy = base()
-    refused("share[sd] weights", policy, reference=policy)
+    policy, reference = base(), base()
     critic = Critic(policy)
     critic.trunk.embed_tokens.weight = policy.embed_tokens.weight
     refused("share[sd] weights", policy, critic=critic)
-    reference = base()
-    critic = Critic(policy)
     critic.trunk = reference
     refused("share[sd] weights", policy, critic=critic, reference=reference)
 
 
-def test_no_problems_are_refused():
-    refused("problems: got none", base(), problems=[])
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_stops_training(bad):
-    policy = base()
-    policy.norm.weight.register_hook(lambda slope: slope * bad)
-    refused("update 0: gradient norm", policy)
+def test_a_gradient_of_the_critic_that_is_not_finite_stops_training(bad):
     policy = base()
     critic = Critic(policy)
     critic.head.bias.register_hook(lambda slope: slope * bad)
     refused("update 0: gradient norm", policy, critic=critic)
+
+
+def test_the_learning_rate_rises_and_falls_to_zero():
+    config = replace(CONFIG, updates=6, warmup=2, epochs=1)
+    training.check_schedule(run, config)
+    training.check_schedule(run, replace(config, epochs=2, minibatches=2), steps=4)

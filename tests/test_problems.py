@@ -15,12 +15,12 @@ import sys
 import time
 from collections import Counter, defaultdict
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minialign import problems
@@ -794,40 +794,56 @@ def test_extract_refuses_and_says_why(text, reason):
     assert re.match(f"no answer: ({reason})", explain(ANY, text))
 
 
-@st.composite
-def spelled_numbers(draw):
-    """(value, a way to write it after the marker)."""
-    kind = draw(st.sampled_from(["whole", "decimal", "fraction"]))
-    n = draw(st.integers(0, 10**20) | st.integers(0, 2000))
-    digits = draw(st.sampled_from([f"{n}", f"{n:,}", f"00{n}"]))
-    value = Fraction(n)
-    if kind == "decimal":
-        places = draw(st.integers(1, 9))
-        after = draw(st.integers(0, 10**places - 1))
-        value += Fraction(after, 10**places)
-        digits += f".{after:0{places}d}"
-    elif kind == "fraction":
-        under = draw(st.integers(1, 10**20))
-        value, digits = Fraction(n, under), f"{digits}/{under}"
-    sign = draw(st.sampled_from(["", "+", "-", "\u2212"]))
-    space, dollar = draw(st.sampled_from(["", " "])), draw(st.sampled_from(["", "$"]))
-    front = draw(st.sampled_from([sign + space + dollar, dollar + sign]))
-    unit = draw(st.sampled_from(["", "%", " %", " apples", "kg", "\n\u00e9t\u00e9"]))
-    stop = draw(st.sampled_from(["", "."]))
-    value = -value if sign in ("-", "\u2212") else value
-    return value, front + digits + unit + stop
+def magnitudes(value):
+    """Every way to write a number that is 0 or more."""
+    over, under = value.as_integer_ratio()
+    yield from (f"{over}/{under}", f"{over:,}/{under}", f"0{3 * over}/{3 * under}")
+    places = next((k for k in range(10) if 10**k % under == 0), None)
+    if places is None:
+        return  # as of a third: no decimals end
+    digits = f"{over * 10**places // under:0{places + 1}d}"
+    whole, after = digits[: len(digits) - places], digits[len(digits) - places :]
+    for decimals in (after, f"{after}0", f"{after}00"):
+        wholes = [whole, f"{int(whole):,}", f"00{whole}"]
+        wholes += [""] if int(whole) == 0 and decimals else []
+        for before in wholes:
+            yield f"{before}.{decimals}" if decimals else before
 
 
+def spellings(value, word):
+    """Every way that may stand after the marker, with `word` for the unit."""
+    signs = ["-", "\u2212"] if value <= 0 else []
+    signs += ["", "+"] if value >= 0 else []
+    spaced = [sign + space for sign in signs for space in ("", " ", "\n\t")]
+    fronts = [sign + dollar for sign in spaced for dollar in ("", "$", "$ ")]
+    fronts += [dollar + sign for dollar in ("$", "$ ") for sign in signs]
+    units = ("", "%", " %", word, f" {word}", f"\n {word}")
+    backs = [unit + stop for unit in units for stop in ("", ".")]
+    for parts in product(fronts, magnitudes(abs(value)), backs):
+        yield "".join(parts)
+
+
+WHOLES = st.integers(0, 10**18) | st.integers(0, 2000)
+UNDERS = st.sampled_from([1, 1, 2, 5, 8, 10, 100, 10**9]) | WHOLES.map(lambda n: n + 1)
+FRACTIONS = st.builds(Fraction, WHOLES | WHOLES.map(operator.neg), UNDERS)
+LETTERS = st.characters(categories=["L"]).filter(lambda letter: not letter.isnumeric())
+
+
+@settings(max_examples=60)
 @given(
-    spelled_numbers(),
-    st.text(),
+    FRACTIONS,
+    st.text(LETTERS, min_size=1),
+    st.sampled_from(["", "#### 18\n", "<<2*9=18>>\n"]) | st.text(),
     st.sampled_from(["", " ", "\n", "\t  "]),
     st.sampled_from(["", " ", "\n"]),
 )
-def test_every_spelling_of_a_number_is_read_back(spelled, before, space, after):
-    value, written = spelled
-    text = f"{before}####{space}{written}{after}"
-    assert extract_answer(text) == value
+@example(Fraction(1, 10), "kg", "", " ", "")  # no float is that
+@example(Fraction(10**18 - 1), "kg", "#### 18\n", "", "")
+@example(Fraction(-1234567890123, 10**9), "kg", "", "", "\n")
+def test_every_spelling_of_a_number_is_read_back(value, word, before, space, after):
+    for written in spellings(value, word):
+        text = f"{before}####{space}{written}{after}"
+        assert extract_answer(text) == value
     problem = Problem("How many?", value, "any", 1, "any")
     assert verify(problem, text) and explain(problem, text) == "right"
     other = Problem("How many?", value + Fraction(1, 10**9), "any", 1, "any")
@@ -835,9 +851,34 @@ def test_every_spelling_of_a_number_is_read_back(spelled, before, space, after):
     assert explain(other, text) == f"wrong: {value} instead of {other.gold}"
 
 
-AWKWARD = st.text("#0123456789.,/-+$% \n\u2212<>=*ea\u0663\u00bd") | st.text()
+def said_by_hand(text):
+    """The number in an answer, read with no eye for whether it is well written."""
+    tail = text.rpartition("####")[2]
+    digits = "".join(c for c in tail if c in "0123456789./").rstrip(".")
+    over, _, under = digits.partition("/")
+    value = Fraction(over) / int(under or 1)
+    return -value if {"-", "\u2212"} & set(tail) else value
 
 
+# No digits of ours: Arabic-Indic, full-width, superscript, bold, one half, CJK five.
+DIGITS = "\u0663\uff13\u00b2\U0001d7d8\u00bd\u4e94"
+ALMOST = (  # an answer, piece by piece, each of them right or nearly
+    ["####", "#### ", "#### 5 ####", "### "],
+    ["", "", "-", "\u2212 ", "+", "--"],
+    ["", "", "$", "$-", "\u0663"],
+    ["12", "0", "1,234", "1,23", "1 2", "\uff13", ""],
+    ["", "", ".5", "/4", "/0", "/-4", ",567", "\u00b2", "\u00bd"],
+    ["", "", "%", " kg", " red cars", " \u4e94", "e5", "_"],
+    ["", ".", "\n", "..", "\n\n####"],
+)
+AWKWARD = (
+    st.tuples(*map(st.sampled_from, ALMOST)).map("".join)
+    | st.text("#0123456789.,/-+$% \n\u2212<>=*ea" + DIGITS)
+    | st.text()
+)
+
+
+@settings(max_examples=300)
 @given(st.sampled_from(["", "####", "#### ", "<<1+1=2>>\n####"]), AWKWARD)
 @example("<<1+1=", "9" * 5000 + ">>\n#### 2")
 @example("<<1+1=2>>\n#### ", "9" * 5000)
@@ -847,6 +888,7 @@ def test_no_text_makes_the_judges_raise(start, rest):
     text = start + rest
     answer = extract_answer(text)
     assert answer is None or isinstance(answer, Fraction)
+    assert answer is None or answer == said_by_hand(text)
     skill = Problem("Which?", "9", "say_larger", 0, "skill")
     for problem in (ANY, skill):
         right = verify(problem, text)
@@ -1073,16 +1115,19 @@ def test_a_file_that_is_not_there(tmp_path):
         read_problems(tmp_path / "absent.jsonl")
 
 
-@st.composite
-def damaged_files(draw):
-    """Good rows with some bytes cut out and others put in."""
-    data = b"\n".join(map(as_line, GOOD)) + b"\n"
+def damaged(draw, data, pieces):
+    """The bytes, with some of them cut out and others put in."""
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(data)))
-        stop = min(len(data), start + draw(st.integers(0, 4)))
-        pieces = st.binary(max_size=4) | st.sampled_from([b'"', b"\\u", b"}", b"\n"])
+        stop = start + draw(st.sampled_from([0, 0, 0, 1, 4]))
         data = data[:start] + draw(pieces) + data[stop:]
     return data
+
+
+@st.composite
+def damaged_files(draw):
+    pieces = st.binary(max_size=4) | st.sampled_from([b'"', b"\\u", b"}", b"\n"])
+    return damaged(draw, b"\n".join(map(as_line, GOOD)) + b"\n", pieces)
 
 
 @given(data=damaged_files() | st.binary())
@@ -1091,13 +1136,93 @@ def test_no_bytes_make_the_reader_raise_anything_else(tmp_path_factory, data):
     path.write_bytes(data)
     rejected = []
     kept = read_problems(path, rejected)
-    assert len(kept) + len(rejected) == len(data.splitlines())
+    *lines, last = re.split(rb"\r\n|\r|\n", data)
+    assert len(kept) + len(rejected) == len(lines) + bool(last)
     if rejected:
         with pytest.raises(ValueError) as caught:
             read_problems(path)
         assert str(caught.value) == rejected[0]
     else:
         assert read_problems(path) == kept
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+# Ends of lines to some readers of text, and part of a row to JSON.
+QUESTIONS = st.text("a?\u20ac\u2028\x85\x0c\n\t", max_size=9).map("Q{}".format)
+ROWS = st.builds(
+    lambda question, value: {"question": question, "answer": f"So\n#### {value}"},
+    QUESTIONS,
+    FRACTIONS,
+)
+FIELDS = st.sampled_from(["question", "answer", "family", "steps", "more"])
+VALUES = JSON | st.sampled_from(["rate", "say_larger", " ", "\ud83d", "#### 1/0", -1])
+STRAY = [b"", b"9", b"x ", b'"', b"\\", b"}", b"\0", b"\xe2", b"\xff", b"\\ud83d"]
+PIECES = st.sampled_from(STRAY)
+
+
+@st.composite
+def lines_of_a_file(draw):
+    """A line, and the row that it is (None: whatever the damage has made of it)."""
+    row = draw(ROWS)
+    line = as_line(row)
+    harm = draw(st.sampled_from(["none", "none", "bytes", "question", "fields", "all"]))
+    if harm == "none":
+        return line, row
+    if harm == "bytes":
+        line = damaged(draw, line, PIECES)
+    elif harm == "question":
+        line = line.replace(b"Q", draw(st.binary(max_size=3) | PIECES))
+    elif harm == "fields":
+        row |= draw(st.dictionaries(FIELDS, VALUES, max_size=2))
+        line = json.dumps(row).encode()
+    else:
+        line = draw(st.binary())
+    return line.translate(None, b"\r\n"), None
+
+
+def assert_clean(problem, line):
+    """All that is asked of a row, of one that was damaged and still reads."""
+    row = json.loads(line)
+    assert problem.question == row["question"] and problem.question.strip()
+    assert problem.family == row.get("family", "gsm8k") and problem.family.strip()
+    (problem.question + problem.family + row["answer"]).encode()
+    assert type(problem.steps) is int and problem.steps >= 0
+    if problem.family in SKILLS:
+        assert problem.gold == row["answer"].strip() != ""
+    else:
+        assert isinstance(problem.gold, Fraction)
+        assert problem.gold == said_by_hand(row["answer"])
+
+
+@settings(max_examples=300)
+@given(
+    lines=st.lists(lines_of_a_file(), min_size=1, max_size=8),
+    end=st.sampled_from([b"\n", b"\r\n"]),
+    ended=st.booleans(),
+)
+def test_damage_costs_its_own_line_and_no_other(tmp_path_factory, lines, end, ended):
+    path = tmp_path_factory.getbasetemp() / "damaged.jsonl"
+    ended = ended or not lines[-1][0]  # nothing after the last end is no line
+    path.write_bytes(end.join(line for line, _ in lines) + (end if ended else b""))
+    rejected = []
+    kept = read_problems(path, rejected)
+    numbers = [int(problem.id.removeprefix("damaged.jsonl:")) for problem in kept]
+    error = re.compile(rf"{re.escape(str(path))}, line (\d+): .{{1,300}}")
+    left_out = [int(error.fullmatch(line)[1]) for line in rejected]
+    assert sorted(numbers + left_out) == list(range(1, len(lines) + 1))
+    assert numbers == sorted(numbers) and left_out == sorted(left_out)
+    for number, problem in zip(numbers, kept, strict=True):
+        assert_clean(problem, lines[number - 1][0])
+    whole = [row["question"] for _, row in lines if row]
+    found = zip(numbers, kept, strict=True)
+    assert whole == [p.question for number, p in found if lines[number - 1][1]]
 
 
 # --- data/ ---------------------------------------------------------------------------

@@ -1,12 +1,10 @@
 """Rejection sampling: its expected gradient, best-of-n, selections, loss, training."""
 
 import copy
-import inspect
 import itertools
 import math
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minialign import checkpoint, evaluation, sampling
+from minialign import evaluation, sampling
 from minialign.algorithms import rejection_sampling as rs
 from minialign.algorithms.reinforce import reinforce_loss
 from minialign.algorithms.rejection_sampling import (
@@ -39,10 +37,11 @@ from tests.toy import (
     always,
     base,
     base_weights,
-    chance_of_yes,
     generator,
+    judged,
     new_gpt,
     row_nats,
+    stretched,
     yes,
 )
 
@@ -487,10 +486,6 @@ CONFIG = rs.RejectionSamplingConfig(
 RIGHT_TOKENS = 2  # "y" and its end
 
 
-def never(problems, texts):
-    return [0.0] * len(texts)
-
-
 def run(policy, config=CONFIG, reward=yes, *, problems=PROBLEMS, seed=0, **more):
     more = {"generator": generator(seed), **more}
     return rs.train(policy, TOKENIZER, problems, reward, config, **more)
@@ -504,27 +499,8 @@ def begin(state, config=CONFIG, **more):
     return run(policy, config, seed=seed, state=state, **more)
 
 
-def spied(monkeypatch, room, name):
-    """Every result of a function that a file calls, as the run goes on."""
-    original, results = getattr(room, name), []
-
-    def spy(*args, **kwargs):
-        results.append(original(*args, **kwargs))
-        return results[-1]
-
-    monkeypatch.setattr(room, name, spy)
-    return results
-
-
-def learns(**more):
-    """Does the exact chance of the rewarded answer go from rare to nearly sure?"""
-    policy = base()
-    before = chance_of_yes(policy)
-    config = replace(CONFIG, prompts=5, updates=8, batch_tokens=30)
-    metrics = list(run(policy, config, **more))
-    assert 0.1 < before < 0.6  # of the world, not of the algorithm
-    rise = metrics[-1]["reward"] - metrics[0]["reward"]
-    return chance_of_yes(policy) > 0.95 and rise > 0.2
+LONG = replace(CONFIG, prompts=5, updates=8, batch_tokens=30)
+learns = partial(training.learns, run, LONG)
 
 
 @pytest.mark.parametrize("select", [select_right, select_best, select_top])
@@ -540,11 +516,7 @@ def test_it_does_not_learn_from_answers_kept_by_lot():
 
 def test_with_a_flipped_sign_it_does_not(monkeypatch):
     """The negative control: the same test fails."""
-
-    def flipped(*args, **kwargs):
-        return -likelihood_loss(*args, **kwargs)
-
-    monkeypatch.setattr(rs, "likelihood_loss", flipped)
+    training.flip(monkeypatch, rs, "likelihood_loss")
     assert not learns()
 
 
@@ -561,55 +533,44 @@ def test_one_update_by_hand(monkeypatch, temperature, chunk):
     Right answers have 2 tokens each, so a batch of 2 x their number holds each once.
     """
     monkeypatch.setattr(rs, "CHUNK", chunk)
-    chunks, rollouts = (spied(monkeypatch, x, "generate") for x in (sampling, rs))
-    policy, reference = new_gpt(0), base()
-    policy.load_state_dict({k: 1.2 * v for k, v in base_weights().items()})
+    rooms = sampling, rs
+    chunks, joined = (training.spied(monkeypatch, x, "generate") for x in rooms)
+    policy, reference = stretched(), base()
     twin = copy.deepcopy(policy)
     config = replace(CONFIG, temperature=temperature)
     first = next(run(copy.deepcopy(policy), config))
     config = replace(config, batch_tokens=RIGHT_TOKENS * first["pool"])
-    chunks.clear(), rollouts.clear()
+    chunks.clear(), joined.clear()
     metrics = next(run(policy, config, reference=reference))
 
-    assert len(rollouts) == 1
-    rollouts = chunks or rollouts  # as drawn, before they are joined
-    assert len(rollouts) == math.ceil(3 / chunk)
-    answers = [ids for rollout in rollouts for ids in rollout.responses()]
-    texts = [TOKENIZER.decode_response(ids) for ids in answers]
-    cut = [c for rollout in rollouts for c in rollout.truncated.tolist()]
-    kept = [t == "y" and not c for t, c in zip(texts, cut, strict=True)]
+    ((_, rollout),) = joined
+    parts = [part for _, part in chunks or joined]  # as drawn
+    assert len(parts) == math.ceil(3 / chunk)
+    answers = rollout.responses()
+    assert answers == [ids for part in parts for ids in part.responses()]
+    cut = [each for part in parts for each in part.truncated.tolist()]
+    assert rollout.truncated.tolist() == cut
+    kept = (judged(rollout) > 0).tolist()
     ours, theirs = (
-        torch.cat([row_nats(model, rollout, temperature) for rollout in rollouts])
+        torch.cat([row_nats(model, part, temperature) for part in parts])
         for model in (twin, reference)
     )  # (18,) each
     loss = -ours[torch.tensor(kept)].sum() / (RIGHT_TOKENS * sum(kept))
-    slopes = torch.autograd.grad(loss, list(twin.parameters()))
-    norm = math.sqrt(sum(slope.double().square().sum().item() for slope in slopes))
     groups = [kept[i : i + 6] for i in range(0, 18, 6)]
     expected = {
-        "update": 1,
         "round": 1,
         "completions": 18,
-        "reward": sum(kept) / 18,
-        "truncated": sum(cut) / 18,
-        "length": sum(map(len, answers)) / 18,
         "entropy": -ours.sum().item() / sum(map(len, answers)),
         "kept": sum(kept) / 18,
         "unanswered": sum(not any(group) for group in groups) / 3,
         "pool": sum(kept),
         "kl": (ours - theirs).mean().item(),
         "loss": loss.item(),
-        "grad_norm": norm,
+        "grad_norm": training.gradient_norm(loss, twin),
         "tokens": RIGHT_TOKENS * sum(kept),
     }
-    styles = {name: x for name, x in metrics.items() if "style_" in name}
-    for prefix in ("style_", "kept_style_"):
-        shares = [x for name, x in styles.items() if name.startswith(prefix)]
-        assert sum(shares) == pytest.approx(1)
-    measured = {name: x for name, x in metrics.items() if name not in styles}
-    assert measured == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    assert all(type(value) in (int, float) for value in metrics.values())
-    assert abs(metrics["kl"]) > 1e-3 and 0 < metrics["reward"] < 1
+    training.assert_metrics(metrics, rollout, expected)
+    assert any(name.startswith("kept_style_") for name in metrics)
 
 
 def test_the_draw_is_reported_until_the_next():
@@ -641,18 +602,15 @@ def test_pools_of_rounds(monkeypatch):
 
 def test_batches_go_through_the_pool_and_again(monkeypatch):
     """Every kept answer once before any comes twice, whatever the batches' borders."""
-    used = []
-    right = rs.collate
-
-    def spy(examples, pad_id):
-        used.extend((tuple(prompt), tuple(response)) for prompt, response in examples)
-        return right(examples, pad_id)
-
-    monkeypatch.setattr(rs, "collate", spy)
+    collated = training.spied(monkeypatch, rs, "collate")
     config = replace(CONFIG, rounds=1, updates=8, micro_batch=1, lr=0.0)
     state = {}
     metrics = list(run(base(), config, always, state=state))
-    pool = [(tuple(prompt), tuple(response)) for prompt, response in state["pool"]]
+    rows = [row for (examples, _), _ in collated for row in examples]
+    used, pool = (
+        [(tuple(prompt), tuple(response)) for prompt, response in each]
+        for each in (rows, state["pool"])
+    )
     assert len(pool) < len(used) and set(used) == set(pool)
     times = {row: used.count(row) / pool.count(row) for row in set(pool)}
     rounds = len(used) / len(pool)
@@ -662,18 +620,16 @@ def test_batches_go_through_the_pool_and_again(monkeypatch):
 
 
 def test_an_answer_that_does_not_end_is_counted_and_not_kept():
-    """Two tokens are enough for "y" and its end, not for "no" and its end."""
-    config = replace(CONFIG, max_new_tokens=2, prompts=5)
     state = {}
-    metrics = next(run(base(), config, always, state=state))
-    assert 0.2 < metrics["truncated"] < 0.9
+    config = replace(CONFIG, prompts=5)
+    metrics = training.check_truncation(partial(run, state=state), config)
     assert metrics["kept"] == pytest.approx(1 - metrics["truncated"])
     assert all(ids[-1] == TOKENIZER.eos_id for _, ids in state["pool"])
 
 
 def test_nothing_kept_changes_nothing():
     policy = base()
-    metrics = list(run(policy, reward=never))
+    metrics = list(run(policy, reward=lambda _, texts: [0.0] * len(texts)))
     training.assert_same_bits(dict(policy.state_dict()), dict(base_weights()))
     for row in metrics:
         assert row["kept"] == row["pool"] == row["loss"] == row["grad_norm"] == 0
@@ -682,18 +638,8 @@ def test_nothing_kept_changes_nothing():
 
 
 def test_micro_batches_bound_memory_and_change_nothing():
-    """C-4, in float64, for sizes that do and do not divide the batches."""
-    ends = []
-    for size in (100, 3, 1):
-        policy = base().double()
-        config = replace(CONFIG, micro_batch=size)
-        metrics = list(run(policy, config, select=select_random))
-        weights = torch.cat([p.detach().flatten() for p in policy.parameters()])
-        ends.append((weights, metrics))
-    for weights, metrics in ends[1:]:
-        torch.testing.assert_close(weights, ends[0][0], rtol=0, atol=1e-7)
-        for row, expected in zip(metrics, ends[0][1], strict=True):
-            assert row == pytest.approx(expected, rel=1e-6)
+    more = {"sizes": (100, 3, 1), "select": select_random}
+    training.check_micro_batches(run, CONFIG, **more)
 
 
 def test_problems_are_asked_in_order_and_again_when_they_run_out():
@@ -708,50 +654,16 @@ def test_problems_are_asked_in_order_and_again_when_they_run_out():
 
 
 def test_train_is_a_generator():
-    """Lazy; the caller's code runs with gradients on, and may stop at any yield."""
-    calls, state = [], {}
-
-    def spy(problems, texts):
-        calls.append(len(texts))
-        return yes(problems, texts)
-
-    policy = base()
-    steps = run(policy, CONFIG, spy, state=state)
-    assert inspect.isgenerator(steps) and not calls
-    for update in (1, 2, 3, 4):
-        assert next(steps)["update"] == update
-        assert calls == [18] * (1 + update // 4)
-        assert torch.is_grad_enabled()
-        training.assert_same_bits(dict(state["policy"]), dict(policy.state_dict()))
-        assert state["update"] == update
-    steps.close()
+    length = CONFIG.rounds * CONFIG.updates
+    training.check_lazy(run, lambda update: [18] * (1 + update // 4), length, stop=4)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"prompts": 4},
-        {"samples": 5},
-        {"max_new_tokens": 2},
-        {"temperature": 0.8},
-        {"updates": 2},
-        {"rounds": 3},
-        {"batch_tokens": 20},
-        {"lr": 2e-2},
-        {"warmup": 1},
-        {"max_grad_norm": 0.1},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_every_option_does_something(change):
-    """C-10: other weights after five updates."""
-    assert change.keys() <= vars(CONFIG).keys()
-    ends = []
-    for config in (CONFIG, replace(CONFIG, **change)):
-        state = {}
-        list(islice(begin(state, config), 5))
-        ends.append(torch.cat([w.flatten() for w in state["policy"].values()]))
-    assert not torch.equal(*ends)
+def test_every_option_does_something():
+    """Before the end, too: more rounds are another rate."""
+    changes = {"prompts": 4, "samples": 5, "max_new_tokens": 2, "temperature": 0.8}
+    changes |= {"updates": 2, "rounds": 3, "batch_tokens": 20}
+    changes |= {"lr": 2e-2, "warmup": 1, "max_grad_norm": 0.1}
+    training.check_options(begin, CONFIG, changes, updates=5)
 
 
 def test_resuming_gives_the_same_bits(tmp_path):
@@ -764,74 +676,30 @@ def test_resuming_in_a_new_process_gives_the_same_bits(tmp_path):
     training.check_resume_in_new_process(begin, 2, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "entry, forgotten",
-    [
-        ("generator", torch.Generator().manual_seed(9).get_state()),
-        ("pool", [([1], [2, 3])]),
-        ("order", []),
-        ("drawn", {}),
-        ("tokens", 0),
-        ("update", 0),
-        ("policy", new_gpt(9).state_dict()),
-        ("optimizer", None),
-    ],
-)
-def test_a_state_with_a_gap_would_be_found(entry, forgotten, tmp_path):
-    """The negative control: each entry is needed."""
-
-    def load(path):
-        state = checkpoint.load(path)
-        if entry == "optimizer":
-            state[entry]["state"] = {}
-        else:
-            assert entry in state
-            state[entry] = forgotten
-        return state
-
-    path = tmp_path / "rejection.pt"
-    try:
-        assert common.refutes(training.check_resume, begin, (2,), path, load)
-    except IndexError:
-        assert entry == "pool"  # the order points beyond it
+def test_a_state_with_a_gap_would_be_found(tmp_path):
+    gaps = training.GAPS | {
+        "pool": lambda saved: saved[::-1],
+        "order": lambda saved: [],
+        "drawn": lambda saved: {},
+        "tokens": lambda saved: 0,
+    }
+    training.check_every_entry_is_needed(begin, tmp_path / "rejection.pt", gaps)
 
 
 def test_training_draws_from_its_own_generator():
-    training.check_global_randomness_untouched(begin)
-    torch.manual_seed(0)
-    assert next(run(base(), seed=1)) != next(run(base(), seed=2))
+    training.check_own_generator(begin, run)
 
 
-def refused(match, policy, config=CONFIG, reward=yes, **more):
-    """The call is refused before it changes a weight."""
-    before = copy.deepcopy(dict(policy.state_dict()))
-    with pytest.raises(ValueError, match=match):
-        list(run(policy, config, reward, **more))
-    training.assert_same_bits(dict(policy.state_dict()), before)
+refused = partial(training.assert_refused, run)
 
 
-def test_a_reference_that_is_the_policy_is_refused():
-    policy, other = base(), base()
-    refused("reference: shares weights", policy, reference=policy)
-    other.embed_tokens.weight = policy.embed_tokens.weight
-    refused("reference: shares weights", policy, reference=other)
-
-
-@pytest.mark.parametrize("name", ["rounds", "updates", "batch_tokens"])
-def test_no_problems_and_no_steps_are_refused(name):
-    refused("counts must be", base(), problems=[])
-    refused("counts must be", base(), replace(CONFIG, **{name: 0}))
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_stops_training(bad):
-    policy = base()
-    policy.norm.weight.register_hook(lambda slope: slope * bad)
-    refused("update 0: gradient norm", policy)
-
-
-def test_a_reward_that_is_not_finite_stops_training():
-    refused("not finite", base(), reward=lambda problems, texts: [math.nan] * 18)
+def test_what_cannot_be_trained_with_is_refused():
+    refused("problems: got none", base(), problems=[])
+    for name in ("rounds", "updates", "batch_tokens"):
+        refused(f"{name}: got 0", base(), replace(CONFIG, **{name: 0}))
+    training.check_reference_refused(run, CONFIG)
+    training.check_gradient_refused(run)
+    training.check_reward_refused(run)
 
 
 @pytest.mark.parametrize(
@@ -846,15 +714,6 @@ def test_a_selection_that_is_none_is_refused(wrong):
     refused("select: gave", base(), select=wrong)
 
 
-def test_the_learning_rate_rises_and_falls_to_zero_over_all_rounds(monkeypatch):
-    """Of 6 updates with 2 of warm-up: 1/2, 1, then a line that would meet 0 at 6."""
-    rates = []
-    right = torch.optim.AdamW.step
-
-    def watched(self, *args, **kwargs):
-        rates.append(self.param_groups[0]["lr"])
-        return right(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
-    list(run(base(), replace(CONFIG, lr=1.0)))
-    assert rates == pytest.approx([1 / 2, 1, 1, 3 / 4, 1 / 2, 1 / 4])
+def test_the_learning_rate_rises_and_falls_to_zero():
+    """Over all rounds."""
+    training.check_schedule(run, CONFIG)

@@ -363,7 +363,7 @@ def test_advantages_refuse_the_shape(shape):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_advantages_refuse_what_is_not_finite(bad):
-    with pytest.raises(ValueError, match=r"rewards: must be finite.*\[1, 0\]"):
+    with pytest.raises(ValueError, match=r"rewards must be finite.*\[1, 0\]"):
         leave_one_out(float64([[0.0, 1.0], [bad, 0.0]]))
 
 

@@ -1,9 +1,7 @@
 """RRHF: its expected gradient by enumeration, its losses, and training."""
 
 import copy
-import inspect
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import permutations
@@ -14,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minialign import checkpoint
+from minialign import sampling
 from minialign.algorithms import rrhf
 from minialign.algorithms.rrhf import (
     best_answers,
@@ -24,7 +22,6 @@ from minialign.algorithms.rrhf import (
     sft_loss,
     summed_scores,
 )
-from minialign.problems import Problem
 from tests import enumeration as world
 from tests import strategies
 from tests.properties import common, training
@@ -34,8 +31,12 @@ from tests.toy import (
     always,
     base,
     base_weights,
+    chance_of_yes,
+    generator,
+    judged,
     new_gpt,
     row_nats,
+    stretched,
     yes,
 )
 
@@ -121,7 +122,7 @@ CASES = SHAPES.flatmap(
     lambda shape: strategies.batches(
         shape=shape, logprobs=strategies.logprobs, rows=("rewards",)
     )
-).filter(lambda case: bool(case["mask"].any(1).all()))
+).map(lambda case: case | {"mask": case["mask"] | ~case["mask"].any(1, keepdim=True)})
 ROWS = CASES.map(lambda case: {k: case[k] for k in ("logprobs", "mask")})
 CASE = {  # means -1, -0.5, -0.3, -2; sums -3, -1, -0.3, -4
     "logprobs": float64([[-0.5, -1.5, -1.0], [-0.1, -0.9, 0.0], [-0.3, 0.0, 0.0],
@@ -433,7 +434,7 @@ def test_rewards_without_problems_are_refused():
         else:
             with pytest.raises(ValueError, match="rewards must be"):
                 rrhf_loss(CASE["logprobs"], rewards, CASE["mask"])
-    with pytest.raises(ValueError, match="mask has 4 rows"):
+    with pytest.raises(ValueError, match=r"rewards has .* \(6,\) and .* \(4,\)"):
         rrhf_loss(CASE["logprobs"], torch.ones(3, 2).double(), CASE["mask"])
 
 
@@ -473,12 +474,8 @@ CONFIG = rrhf.RRHFConfig(
 )  # fmt: skip
 
 
-def never(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
-    return [0.0] * len(texts)
-
-
 def run(policy, config=CONFIG, reward=yes, *, problems=PROBLEMS, seed=0, **more):
-    more = {"generator": torch.Generator().manual_seed(seed), **more}
+    more = {"generator": generator(seed), **more}
     return rrhf.train(policy, TOKENIZER, problems, reward, config, **more)
 
 
@@ -489,47 +486,16 @@ def begin(state, config=CONFIG):
     return run(policy, config, seed=seed, reference=base(), state=state)
 
 
-@torch.no_grad()
-def chance_of(policy, text="y"):
-    """Exactly, over the problems: the chance of this answer and its end."""
-    said = [*TOKENIZER.encode(text), TOKENIZER.eos_id]
-    chances = []
-    for problem in PROBLEMS:
-        ids = torch.tensor([*TOKENIZER.encode_prompt(problem.question), *said])
-        logits = policy.logits(policy(ids[None, :-1]))[0, -len(said) :]
-        nats = -F.cross_entropy(logits, ids[-len(said) :], reduction="sum")
-        chances.append(nats.exp().item())
-    return sum(chances) / len(chances)
-
-
-def spied(monkeypatch, name):
-    """Every result of a function that `train` calls, as the run goes on."""
-    original, results = getattr(rrhf, name), []
-
-    def spy(*args, **kwargs):
-        results.append(original(*args, **kwargs))
-        return results[-1]
-
-    monkeypatch.setattr(rrhf, name, spy)
-    return results
-
-
 LEARN = replace(CONFIG, rounds=2, prompts=5, batch=5, updates=7, samples=6)
 
 
-def learns(config=LEARN, **more):
-    """Does the exact chance of the rewarded answer go from rare to nearly sure?"""
-    policy = base()
-    before = chance_of(policy)
-    metrics = list(run(policy, config, **more))
-    assert 0.1 < before < 0.6  # of the world, not of the algorithm
-    rise = metrics[-1]["reward"] - metrics[0]["reward"]
-    return chance_of(policy) > 0.9 and rise > 0.2
+RANKED = replace(LEARN, sft_weight=0.0, margin=2.0)
+learns = partial(training.learns, run, sure=0.9)
 
 
-def test_it_learns_what_is_rewarded():
-    assert learns()
-    assert learns(replace(LEARN, sft_weight=0.0, margin=2.0))
+@pytest.mark.parametrize("config", [LEARN, RANKED], ids=["both", "ranking"])
+def test_it_learns_what_is_rewarded(config):
+    assert learns(config)
 
 
 def test_the_ranking_alone_rests_where_the_order_is_right():
@@ -538,42 +504,39 @@ def test_the_ranking_alone_rests_where_the_order_is_right():
     config = replace(LEARN, sft_weight=0.0, lr=1e-3)
     metrics = list(run(policy, config))
     assert metrics[0]["violated"] > 0.8 and metrics[-1]["ranking"] < 0.02
-    assert 0.5 < chance_of(policy) < 0.9
+    assert 0.5 < chance_of_yes(policy) < 0.9
 
 
-@pytest.mark.parametrize("name", ["ranking_loss", "sft_loss"])
-def test_with_a_flipped_sign_it_does_not(monkeypatch, name):
+@pytest.mark.parametrize(
+    "name, config", [("ranking_loss", RANKED), ("sft_loss", LEARN)]
+)
+def test_with_a_flipped_sign_it_does_not(monkeypatch, name, config):
     """The negative control: the same test fails, for either term."""
-    right = getattr(rrhf, name)
-    monkeypatch.setattr(rrhf, name, lambda *args, **more: -right(*args, **more))
-    config = replace(LEARN, sft_weight=0.0, margin=2.0)
-    assert not learns(config if name == "ranking_loss" else LEARN)
+    training.flip(monkeypatch, rrhf, name)
+    assert not learns(config)
 
 
 def test_with_another_rows_rewards_it_does_not(monkeypatch):
     """A shuffled reward has nothing to say about any answer."""
     right = rrhf.score
     monkeypatch.setattr(rrhf, "score", lambda *args: right(*args).flip(0).roll(1))
-    assert not learns(replace(LEARN, sft_weight=0.0, margin=2.0))
+    assert not learns(RANKED)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_one_update_by_hand(monkeypatch, temperature):
     """Every metric from the rollout, row by row, against code of its own."""
-    rollouts = spied(monkeypatch, "generate")
+    drawn = training.spied(monkeypatch, rrhf, "generate")
     config = replace(
         CONFIG, prompts=3, batch=3, margin=0.2, sft_weight=2.0, temperature=temperature
     )
-    policy, reference = new_gpt(0), base()
-    policy.load_state_dict({k: 1.2 * v for k, v in base_weights().items()})
+    policy, reference = stretched(), new_gpt(3)
     twin = copy.deepcopy(policy)
     metrics = next(run(policy, config, reference=reference))
 
-    (rollout,) = rollouts
+    ((_, rollout),) = drawn
     lengths = torch.tensor([len(ids) for ids in rollout.responses()])
-    texts = [TOKENIZER.decode_response(ids) for ids in rollout.responses()]
-    cut = rollout.truncated.tolist()
-    rewards = [float(t == "y" and not c) for t, c in zip(texts, cut, strict=True)]
+    rewards = judged(rollout).tolist()
     nats = row_nats(twin, rollout, temperature)  # (12,)
     points, found, total, best = nats / lengths, [], 0.0, []
     for first in (0, 4, 8):
@@ -585,67 +548,45 @@ def test_one_update_by_hand(monkeypatch, temperature):
         best += right[:1]
     sft = -nats[best].sum() / lengths[best].sum()
     loss = total + 2 * sft
-    slopes = torch.autograd.grad(loss, list(twin.parameters()))
-    norm = math.sqrt(sum(slope.double().square().sum().item() for slope in slopes))
     right = torch.tensor(rewards) > 0  # (12,)
     rows = right.view(3, 4).tolist()
     expected = {
-        "update": 1,
         "round": 1,
         "completions": 12,
-        "reward": sum(rewards) / 12,
-        "truncated": sum(cut) / 12,
-        "length": lengths.float().mean().item(),
         "loss": loss.item(),
         "ranking": total.item(),
         "sft": sft.item(),
-        "grad_norm": norm,
+        "grad_norm": training.gradient_norm(loss, twin),
+        "kl": sum(training.row_kl(twin, reference, rollout, temperature)) / 12,
         "violated": sum(found) / len(found),
         "tied": sum(len(set(row)) == 1 for row in rows) / 3,
         "unanswered": sum(not any(row) for row in rows) / 3,
         "score_right": points[right].mean().item(),
         "score_wrong": points[~right].mean().item(),
     }
-    styles = {name: x for name, x in metrics.items() if name.startswith("style_")}
-    assert sum(styles.values()) == pytest.approx(1)
-    kl = metrics["kl"]
-    measured = {k: x for k, x in metrics.items() if k not in styles and k != "kl"}
-    assert measured == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    assert all(type(value) in (int, float) for value in metrics.values())
-    assert kl > 1e-4 and 0 < metrics["reward"] < 1 and found
+    training.assert_metrics(metrics, rollout, expected)
+    assert metrics["kl"] > 0 and found
 
 
 def test_scoring_repeats_the_sampler(monkeypatch):
     """One temperature for both, else the policy scored is not the one that answered."""
-    rollouts = spied(monkeypatch, "generate")
-    scored = spied(monkeypatch, "token_logprobs")
+    drawn = training.spied(monkeypatch, rrhf, "generate")
+    scored = training.spied(monkeypatch, rrhf, "token_logprobs")
     config = replace(CONFIG, prompts=2, temperature=0.6, micro_batch=99, rounds=1)
     next(run(base(), config))
-    nats = torch.sort(scored[0].detach().sum(1)).values
-    close(nats, torch.sort(rollouts[0].logprobs.sum(1)).values, atol=1e-5)
+    nats = torch.sort(scored[0][1].detach().sum(1)).values
+    close(nats, torch.sort(drawn[0][1].logprobs.sum(1)).values, atol=1e-5)
 
 
 def test_micro_batches_bound_memory_and_change_nothing():
-    """C-4, in float64: of one, two and all problems; never a part of a problem."""
-    ends = []
-    for size in (100, 8, 5, 1):
-        policy = base().double()
-        config = replace(CONFIG, prompts=6, batch=3, rounds=1, micro_batch=size)
-        metrics = list(run(policy, config, reference=base().double()))
-        weights = torch.cat([p.detach().flatten() for p in policy.parameters()])
-        ends.append((weights, metrics))
-    for weights, metrics in ends[1:]:
-        torch.testing.assert_close(weights, ends[0][0], rtol=0, atol=1e-7)
-        for row, expected in zip(metrics, ends[0][1], strict=True):
-            assert row == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    """Of one, two and all problems; never a part of a problem."""
+    config = replace(CONFIG, prompts=6, batch=3, rounds=1)
+    more = {"sizes": (100, 8, 5, 1), "rel": 1e-4, "floor": 1e-6}
+    training.check_micro_batches(run, config, **more)
 
 
 def test_an_answer_that_does_not_end_earns_nothing_and_is_counted():
-    """Two tokens are enough for "y" and its end, not for "no" and its end."""
-    config = replace(CONFIG, max_new_tokens=2, updates=1, rounds=1)
-    (metrics,) = run(base(), config, always)
-    assert 0.2 < metrics["truncated"] < 0.9
-    assert metrics["reward"] == pytest.approx(1 - metrics["truncated"])
+    training.check_truncation(run, CONFIG)
 
 
 def test_ties_and_unanswered_problems_are_counted():
@@ -657,7 +598,7 @@ def test_ties_and_unanswered_problems_are_counted():
     assert {row["violated"] for row in metrics} == {0}
     assert {row["unanswered"] for row in metrics} == {0}
     before = copy.deepcopy(dict(policy.state_dict()))
-    metrics = list(run(policy, reward=never))
+    metrics = list(run(policy, reward=lambda _, texts: [0.0] * len(texts)))
     assert {row["unanswered"] for row in metrics} == {1}
     assert {row["loss"] for row in metrics} == {row["grad_norm"] for row in metrics}
     assert metrics[0]["loss"] == 0 and metrics[0]["score_right"] == 0
@@ -665,24 +606,20 @@ def test_ties_and_unanswered_problems_are_counted():
 
 
 def test_problems_are_asked_in_order_and_every_batch_is_learnt_from(monkeypatch):
-    asked, learnt, at_a_time, generate = [], [], [], rrhf.generate
+    asked, learnt = [], []
 
     def spy(problems, texts):
         asked.append("".join(problem.question for problem in problems))
         return yes(problems, texts)
 
-    def draw(policy, prompts, chunk, **more):
-        at_a_time.append(chunk)
-        return generate(policy, prompts, chunk=chunk, **more)
-
-    monkeypatch.setattr(rrhf, "generate", draw)
+    drawn = training.spied(monkeypatch, sampling, "generate")  # of each chunk
     state, metrics = {}, []
     config = replace(CONFIG, samples=2, updates=4)
     for row in run(base(), config, spy, state=state):
         metrics.append(row)
         learnt.append(len(state["order"]))
     assert asked == ["aabb" + "ccdd", "eeaa" + "bbcc"]
-    assert at_a_time == [2, 2]
+    assert [len(rollout.mask) for _, rollout in drawn] == [4] * 4  # `batch` at a time
     assert learnt == [1, 0, 1, 0] * 2  # two batches, twice each, in both rounds
     assert [row["completions"] for row in metrics] == [8] * 4 + [16] * 4
     assert [row["update"] for row in metrics] == list(range(1, 9))
@@ -693,11 +630,10 @@ def test_problems_are_asked_in_order_and_every_batch_is_learnt_from(monkeypatch)
 
 def test_a_round_takes_its_answers_from_the_policy_of_its_start(monkeypatch):
     """Own answers, iterated: the second round's come from a policy that has learnt."""
-    rollouts = spied(monkeypatch, "generate")
+    drawn = training.spied(monkeypatch, rrhf, "generate")
     metrics = list(run(base(), replace(LEARN, updates=5)))
-    assert len(rollouts) == 2
-    said = [[TOKENIZER.decode_response(i) for i in r.responses()] for r in rollouts]
-    share = [sum(text == "y" for text in texts) / len(texts) for texts in said]
+    assert len(drawn) == 2
+    share = [judged(rollout).mean().item() for _, rollout in drawn]
     assert share == pytest.approx([metrics[0]["reward"], metrics[-1]["reward"]])
     assert share[1] > share[0] + 0.2
 
@@ -707,65 +643,27 @@ def test_given_answers_are_learnt_from_and_nothing_is_drawn(monkeypatch):
     problem as there are, whatever config.samples says."""
     state = {}
     list(run(base(), replace(CONFIG, rounds=1, updates=1), state=state))
-    judged = rrhf.Rollout(**state["rollout"]), state["rewards"]
+    given = rrhf.Rollout(**state["rollout"]), state["rewards"]
 
-    def refuse(*args, **kwargs):
-        raise AssertionError("an answer was drawn")
-
-    monkeypatch.setattr(rrhf, "generate", refuse)
+    monkeypatch.setattr(rrhf, "generate", None)
     policy = base()
     config = replace(LEARN, updates=10, batch=2, samples=1)
-    metrics = list(run(policy, config, problems=[], given=judged))
-    assert chance_of(policy) > 0.9 and len(metrics) == 20
+    metrics = list(run(policy, config, problems=[], given=given))
+    assert chance_of_yes(policy) > 0.9 and len(metrics) == 20
     assert {row["completions"] for row in metrics} == {0}
     assert "reward" not in metrics[0] and metrics[0]["violated"] > 0.5
 
 
 def test_train_is_a_generator():
-    """Lazy; the caller's code runs with gradients on, and may stop at any yield."""
-    calls, state = [], {}
-
-    def spy(problems, texts):
-        calls.append(len(texts))
-        return yes(problems, texts)
-
-    policy = base()
-    steps = run(policy, CONFIG, spy, state=state)
-    assert inspect.isgenerator(steps) and not calls
-    for update in (1, 2):
-        assert next(steps)["update"] == update and calls == [16]
-        assert torch.is_grad_enabled()
-        training.assert_same_bits(dict(state["policy"]), dict(policy.state_dict()))
-        assert state["update"] == update
-    steps.close()
-    assert len(list(run(policy))) == CONFIG.rounds * CONFIG.updates
+    length = CONFIG.rounds * CONFIG.updates
+    training.check_lazy(run, lambda update: [16] * (1 + update // 4), length, stop=4)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"prompts": 6},
-        {"samples": 5},
-        {"updates": 2},
-        {"batch": 1},
-        {"max_new_tokens": 2},
-        {"temperature": 0.8},
-        {"sft_weight": 0.5},
-        {"margin": 0.5},
-        {"lr": 2e-2},
-        {"warmup": 1},
-        {"max_grad_norm": 0.1},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_every_option_does_something(change):
-    """C-10: other weights at the end."""
-    ends = []
-    for config in (CONFIG, replace(CONFIG, **change)):
-        state = {}
-        list(begin(state, config))
-        ends.append(torch.cat([w.flatten() for w in state["policy"].values()]))
-    assert not torch.equal(*ends)
+def test_every_option_does_something():
+    changes = {"prompts": 6, "samples": 5, "max_new_tokens": 2, "temperature": 0.8}
+    changes |= {"updates": 2, "batch": 1, "sft_weight": 0.5, "margin": 0.5}
+    changes |= {"lr": 2e-2, "warmup": 1, "max_grad_norm": 0.1}
+    training.check_options(begin, CONFIG, changes, updates=None)
 
 
 def test_the_reference_only_watches():
@@ -791,69 +689,34 @@ def test_resuming_in_a_new_process_gives_the_same_bits(tmp_path):
     training.check_resume_in_new_process(begin, 2, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "entry, forgotten",
-    [
-        ("generator", torch.Generator().manual_seed(9).get_state()),
-        ("order", []),
-        ("drawn", {}),
-        ("update", 0),
-        ("policy", new_gpt(9).state_dict()),
-        ("optimizer", None),
-        ("rollout", None),
-        ("rewards", None),
-    ],
-)
-def test_a_state_with_a_gap_would_be_found(entry, forgotten, tmp_path):
-    """The negative control: each entry is needed."""
-
-    def load(path):
-        state = checkpoint.load(path)
-        if entry == "optimizer":
-            state[entry]["state"] = {}
-        elif entry == "rollout":
-            state[entry]["tokens"] = state[entry]["tokens"].flip(0)
-        elif entry == "rewards":
-            state[entry] = state[entry].flip(0)
-        else:
-            state[entry] = forgotten
-        return state
-
-    path = tmp_path / "rrhf.pt"
-    assert common.refutes(training.check_resume, begin, (1,), path, load)
+def test_a_state_with_a_gap_would_be_found(tmp_path):
+    gaps = training.GAPS | {
+        "order": lambda saved: [],
+        "drawn": lambda saved: {},
+        "rollout": lambda saved: {**saved, "tokens": saved["tokens"].flip(0)},
+        "rewards": lambda saved: saved.flip(0),
+    }
+    training.check_every_entry_is_needed(begin, tmp_path / "rrhf.pt", gaps, stop=1)
 
 
 def test_training_draws_from_its_own_generator():
-    training.check_global_randomness_untouched(begin)
-    assert next(run(base(), seed=1)) != next(run(base(), seed=2))
+    training.check_own_generator(begin, run)
 
 
-def refused(match, policy, config=CONFIG, reward=yes, **more):
-    """The call is refused before it changes a weight."""
-    before = copy.deepcopy(dict(policy.state_dict()))
-    with pytest.raises(ValueError, match=match):
-        list(run(policy, config, reward, **more))
-    training.assert_same_bits(dict(policy.state_dict()), before)
+refused = partial(training.assert_refused, run)
 
 
-def test_what_makes_no_run_is_refused():
+def test_what_cannot_be_trained_with_is_refused():
     refused("0 problems", base(), problems=[])
     refused("ragged", base(), replace(CONFIG, prompts=3))
     refused("samples=1.* or K < 2", base(), replace(CONFIG, samples=1))
     refused("margin: got", base(), replace(CONFIG, margin=-1.0))
     refused("sft_weight: got", base(), replace(CONFIG, sft_weight=math.nan))
+    training.check_reference_refused(run, CONFIG)
+    training.check_gradient_refused(run)
+    training.check_reward_refused(run)
 
 
-def test_a_reference_of_its_own_is_needed():
-    policy = base()
-    refused("reference: shares weights", policy, reference=policy)
-    other = base()
-    other.embed_tokens.weight = policy.embed_tokens.weight
-    refused("reference: shares weights", policy, reference=other)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_stops_training(bad):
-    policy = base()
-    policy.norm.weight.register_hook(lambda slope: slope * bad)
-    refused("update 0: gradient norm", policy)
+def test_the_learning_rate_rises_and_falls_to_zero():
+    """Over both rounds."""
+    training.check_schedule(run, replace(CONFIG, warmup=2))

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import random
+import re
 import sys
 import types
 from itertools import pairwise
@@ -85,18 +86,27 @@ def test_training_ignores_the_order_of_texts(texts, data):
     assert train_bpe(texts, 264) == train_bpe(shuffled, 264)
 
 
-@given(st.lists(st.text("aab ", max_size=15), max_size=5), st.text("aab ", max_size=25))
+MIXED = st.text("aab é日", max_size=25)  # some characters are two bytes, or three
+
+
+@given(st.lists(MIXED, max_size=5), MIXED)
 def test_encoding_replays_the_merges(texts, text):
-    tokens = train_bpe([*texts, "aabab aaaab"], 266)
-    parents = {}
-    for token in tokens[256:]:  # each token is one pair of earlier tokens' words
-        parents[token] = merged(token, parents)
-        assert len(parents[token]) == 2
+    tokens = train_bpe([*texts, "aabab aaaab é日"], 268)
+    parents = parents_of(tokens)
     expected = [
         token for piece in split_by_hand(text) for token in merged(piece, parents)
     ]
     ranks = {token: rank for rank, token in enumerate(tokens)}
     assert Tokenizer(tokens).encode(text) == [ranks[token] for token in expected]
+
+
+def parents_of(tokens):
+    """The two words whose merge each token was: what the earlier merges leave of it."""
+    parents = {}
+    for token in tokens[256:]:
+        parents[token] = merged(token, parents)
+        assert len(parents[token]) == 2
+    return parents
 
 
 def merged(piece, parents):
@@ -112,10 +122,10 @@ def merged(piece, parents):
 
 
 def split_by_hand(text):
-    """Cut letters and spaces: a word takes one space before it."""
+    """Cut letters, spaces and others: a word takes one space before it."""
     words = []
     for before, character in pairwise(" " + text):
-        glued = character != " " and (before != " " or words[-1:] == [" "])
+        glued = character in "ab" and (before in "ab" or words[-1:] == [" "])
         words[-1:] = [words[-1] + character] if glued else [*words[-1:], character]
     return [word.encode() for word in words]
 
@@ -425,9 +435,40 @@ def test_main_trains_on_demonstrations(tmp_path, monkeypatch, capsys):
     assert tokenizer.fingerprint in capsys.readouterr().out
 
 
+COMMITTED = Tokenizer.load()
+N_TEXT = COMMITTED.n_vocab - len(SPECIALS)
+MERGES = [COMMITTED.decode([token_id]) for token_id in range(256, N_TEXT)]
+ODD = [*SPECIALS, "<|", "|>", "eos", *"<>#|0 \n", "é", "日本", "\U0001f34e", "\x00"]
+
+
+def test_texts_made_of_the_merges():
+    """Round trip, no special, and each piece as the merges in their order make it."""
+    tokens = [base64.b64decode(line.split()[0]) for line in vocabulary_lines()]
+    parents, ranks = parents_of(tokens), {token: i for i, token in enumerate(tokens)}
+    seen = set()
+
+    @given(st.lists(st.sampled_from([*MERGES, *ODD * 9]), min_size=9, max_size=40))
+    def holds(words):
+        text = "".join(words)
+        ids = COMMITTED.encode(text)
+        assert COMMITTED.decode(ids) == text
+        assert COMMITTED.decode_response(COMMITTED.encode_response(text)) == text
+        pieces = [piece.encode() for piece in re.findall(PATTERN, text)]
+        expected = [word for piece in pieces for word in merged(piece, parents)]
+        assert ids == [ranks[word] for word in expected]
+        assert max(ids, default=0) < N_TEXT
+        seen.update(ids)
+
+    holds()
+    assert len(seen - set(range(256))) > 100  # many merges do come up
+
+
+def vocabulary_lines():
+    return module.VOCABULARY.read_text().splitlines()[1:]
+
+
 def test_the_committed_vocabulary():
-    tokenizer = Tokenizer.load()
-    assert tokenizer.n_vocab == 768
+    assert COMMITTED.n_vocab == 768
     worked = "<<19+14=33>>\n<<33*2=66>>\n#### 66"
     expected = "<<|1|9|+|1|4|=|3|3|>>\n|<<|3|3|*|2|=|6|6|>>\n|#### |6|6"
-    assert pieces(worked, tokenizer) == expected.split("|")
+    assert pieces(worked, COMMITTED) == expected.split("|")

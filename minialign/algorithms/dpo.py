@@ -28,6 +28,7 @@ from minialign.evaluation import answer_metrics, measured_kl
 from minialign.logprobs import (
     check_logprobs,
     check_reference,
+    check_settings,
     check_shapes,
     sequence_sum,
     token_logprobs,
@@ -98,7 +99,8 @@ def dpo_loss(
     above 0, a beta not positive; TypeError for what is not float32 or float64.
     """
     given = {name: x for name, x in locals().items() if name.endswith("logprobs")}
-    check_shapes(**given, **{"(B,)": chosen_logprobs.flatten()})  # no (B, 1)
+    check_shapes(**given)  # all alike, and never (B, 1)
+    check_shapes(chosen_logprobs=chosen_logprobs, rows=chosen_logprobs.flatten())
     live = torch.ones_like(chosen_logprobs, dtype=torch.bool)  # (B,)
     for name, x in given.items():
         check_logprobs(name, x, live)
@@ -156,11 +158,10 @@ def train(
     with a reference); of the step, before it: loss, grad_norm, margin (mean β h),
     preferred (share of h > 0: rounding, at a round's start), chosen_logprob,
     rejected_logprob, chosen_shift, rejected_shift (nats; from the round's reference).
-    Without a pair, steps do nothing and report 0. Raises: ValueError for beta <= 0, no
-    problems, a reference missing or with the policy's weights, a gradient not finite.
+    Without a pair, steps do nothing and report 0. Raises: ValueError for bad settings,
+    no problems, a reference missing or with the policy's weights, a gradient of inf.
     """
-    if not 0 < config.beta < float("inf"):
-        raise ValueError(f"beta: got {config.beta}, must be finite and above 0")
+    check_settings(config, "beta")
     if not problems and not given:
         raise ValueError("problems: got none, need at least one")
     needed = "" if config.reset_reference else "reset_reference is False"
@@ -219,8 +220,7 @@ def train(
         rows, state["order"] = order[: config.batch], order[config.batch :]
         up = (update + 1) / max(config.warmup, 1)
         down = (steps - update) / max(steps - config.warmup, 1)
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(up, down, 1.0)
+        optimizer.param_groups[0]["lr"] = config.lr * min(up, down, 1.0)
         optimizer.zero_grad(set_to_none=True)
         policy.train()
         value, seen = 0.0, []

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from minialign.evaluation import answer_metrics
 from minialign.logprobs import (
-    check_live,
+    check_groups,
     check_reference,
     check_rows,
+    check_settings,
     check_shapes,
     kl_k1,
     kl_k2,
@@ -71,10 +72,7 @@ def centred_advantages(rewards: Tensor) -> Tensor:
     Shapes: (P, K) -> (P, K), exactly 0 for equal rewards. Gradient: none.
     Raises: ValueError for another rank, K < 2, values not finite; TypeError for ints.
     """
-    check_shapes(rewards=rewards)
-    if rewards.dim() != 2 or rewards.shape[1] < 2:
-        raise ValueError(f"rewards must be (P, K), K >= 2: got {tuple(rewards.shape)}")
-    check_live("rewards", rewards, torch.ones_like(rewards, dtype=torch.bool))
+    check_groups("rewards", rewards, least=2)
     # Seven times 0.1 in float32 has a mean that is not 0.1; seven times 0 has mean 0.
     shifted = (rewards - rewards[:, :1]).detach()  # (P, K)
     return shifted - shifted.mean(1, keepdim=True)
@@ -162,8 +160,7 @@ def train(
     Raises: ValueError for a config out of range, beta > 0 without a reference, one that
     shares the policy's weights, no problems, advantages not (P, K), a gradient of inf.
     """
-    if not 0 <= config.beta < float("inf"):
-        raise ValueError(f"beta: got {config.beta}, must be finite and 0 or more")
+    check_settings(config)
     check_reference(policy, reference, f"beta is {config.beta}" if config.beta else "")
     P, B = config.prompts, config.prompts * config.samples
     for name, low, high in ("samples", 2, B), ("epochs", 1, 99), ("minibatches", 1, B):

@@ -28,6 +28,8 @@ from minialign.logprobs import (
     check_mask,
     check_reference,
     check_rows,
+    check_settings,
+    check_tokens,
     kl_k1,
     kl_k3,
     logprobs_from_logits,
@@ -93,9 +95,8 @@ def score_tokens(
     Shapes: tokens (B, T), mask (B, T - 1) -> three (B, T - 1), 0 at masked slots.
     Gradient: through both models. Raises: ValueError, TypeError.
     """
-    check_mask(mask)
+    check_tokens(policy, tokens, mask)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]  # (B, S) each
-    _require(targets.shape == mask.shape, "tokens", tokens.shape, "mask plus a column")
     hidden = policy(inputs)  # (B, S, D)
     logits = policy.logits(hidden[mask])  # (N, V)
     logprobs = logprobs_from_logits(logits, targets[mask], temperature)  # (N,)
@@ -113,7 +114,7 @@ def shape_token_rewards(
     Source: InstructGPT, arXiv 2203.02155, equation 2.
     """
     _require(0 <= beta < float("inf"), "beta", beta, "finite and 0 or more")
-    k1 = kl_k1(logprobs.detach(), ref_logprobs.detach(), mask)  # (B, S)
+    k1 = kl_k1(logprobs, ref_logprobs, mask).detach()  # (B, S)
     check_rows("rewards", rewards, mask)
     _require(bool(mask.any(1).all()), "mask", "an empty row", "live in every row")
     last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)  # (B, S)
@@ -130,7 +131,8 @@ def gae(
     Raises: ValueError, TypeError. Source: GAE, arXiv 1506.02438, equation 16.
     """
     _require(0 <= gamma <= 1 and 0 <= lam <= 1, "gamma, lam", (gamma, lam), "in [0, 1]")
-    r, v = _masked(mask, token_rewards=token_rewards.detach(), values=values.detach())
+    live = _masked(mask, token_rewards=token_rewards, values=values)
+    r, v = (x.detach() for x in live)  # (B, S) each
     advantages = torch.zeros_like(r)  # (B, S)
     value = advantage = torch.zeros_like(r[:, 0])  # (B,) at the next live token
     for s in reversed(range(mask.shape[1])):
@@ -145,7 +147,7 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     """(x − mean) / √(population variance + 1e-8) over live slots; 0 if all are equal.
     Shapes: (B, S) -> (B, S). Gradient: none. Source: N-details, 1e-8 included.
     """
-    live = _masked(mask, x=x.detach())[0][mask]  # (N,)
+    live = _masked(mask, x=x)[0].detach()[mask]  # (N,)
     centred = (live - live.mean()) * (live.min() < live.max())  # no rounding error
     scaled = centred / (centred.square().mean() + 1e-8).sqrt()
     return torch.zeros_like(x).masked_scatter(mask, scaled)
@@ -163,7 +165,7 @@ def policy_loss(
     """
     _require(0 < eps_low <= 1, "eps_low", eps_low, "in (0, 1]")
     _require(eps_high > 0, "eps_high", eps_high, "above 0")
-    (A,) = _masked(mask, advantages=advantages.detach())  # (B, S)
+    A = _masked(mask, advantages=advantages)[0].detach()  # (B, S)
     ratio = probability_ratio(logprobs, old_logprobs, mask)  # (B, S)
     clipped = ratio.clamp(1 - eps_low, 1 + eps_high)  # (B, S)
     return -sequence_sum(torch.minimum(ratio * A, clipped * A), mask, count)
@@ -180,8 +182,8 @@ def value_loss(
     """
     limit = float("inf") if clip is None else clip
     _require(limit > 0, "clip", clip, "above 0")
-    fixed = {"old_values": old_values.detach(), "returns": returns.detach()}
-    v, old, R = _masked(mask, values=values, **fixed)  # (B, S) each
+    v, *fixed = _masked(mask, values=values, old_values=old_values, returns=returns)
+    old, R = (x.detach() for x in fixed)  # (B, S) each
     near = old + (v - old).clamp(-limit, limit)  # (B, S)
     return 0.5 * token_mean(torch.maximum((v - R) ** 2, (near - R) ** 2), mask, count)
 
@@ -200,6 +202,7 @@ def adapt_beta(
     """The next β = β (1 + clip(KL / target − 1, ±0.2) · completions / horizon).
     Units: nats per answer. Source: arXiv 1909.08593, 2.2; the last factor: its code."""
     _require(0 < target < float("inf"), "target", target, "finite and above 0")
+    _require(abs(kl) < float("inf"), "kl", kl, "finite")
     _require(0 < completions <= horizon, "completions", completions, "in 1..horizon")
     return beta * (1 + min(max(kl / target - 1, -0.2), 0.2) * completions / horizon)
 
@@ -232,6 +235,7 @@ def train(
     beta (of the next update); of the last minibatch looked at: loss, value_loss,
     entropy, approx_kl (of π_old from π, nats per token), clip_fraction (without slope).
     """
+    check_settings(config)
     needed = f"beta is {config.beta}" if config.beta > 0 else ""
     check_reference(policy, reference, needed)
     models = policy, critic, reference or nn.Module()

@@ -30,6 +30,7 @@ from minialign.logprobs import (
     check_mask,
     check_reference,
     check_rows,
+    check_settings,
     kl_k1,
     masked_sum,
     sequence_sum,
@@ -94,8 +95,9 @@ def shape_rewards(
     disagree, values that are not finite.
     Source: InstructGPT, arXiv 2203.02155, equation 2; properties PG-7.
     """
-    _check_beta(beta)
-    k1 = kl_k1(logprobs.detach(), ref_logprobs.detach(), mask)  # (B, S)
+    if not 0 <= beta < float("inf"):
+        raise ValueError(f"beta: got {beta}, must be finite and 0 or more")
+    k1 = kl_k1(logprobs, ref_logprobs, mask).detach()  # (B, S)
     check_rows("rewards", rewards, mask)
     return rewards.detach() - beta * masked_sum(k1, mask)
 
@@ -124,11 +126,6 @@ def reinforce_loss(
     return -sequence_sum(weighted, mask, count)
 
 
-def _check_beta(beta: float) -> None:
-    if not 0 <= beta < float("inf"):
-        raise ValueError(f"beta: got {beta}, must be finite and 0 or more")
-
-
 def train(
     policy: GPT,
     tokenizer: Tokenizer,
@@ -152,10 +149,11 @@ def train(
     length (tokens per answer), baseline, loss, grad_norm (before clipping), kl (nats
     per answer, mean k1 to the reference; only with one), style_<name> (shares).
 
-    Raises: ValueError for beta > 0 without a reference, a reference that shares the
-    policy's weights, no problems, a baseline not () or (B,), a gradient not finite.
+    Raises: ValueError for settings out of range, beta > 0 without a reference, one that
+    shares the policy's weights, no problems, a baseline not () or (B,), a gradient not
+    finite.
     """
-    _check_beta(config.beta)
+    check_settings(config)
     needed = f"beta is {config.beta}" if config.beta > 0 else ""
     check_reference(policy, reference, needed)
     if not problems:

@@ -26,6 +26,7 @@ from minialign.logprobs import (
     check_mask,
     check_reference,
     check_rows,
+    check_settings,
     check_shapes,
     sequence_sum,
     token_logprobs,
@@ -161,10 +162,11 @@ def train(
     step: update, loss (nats per token), grad_norm (before clipping), tokens (trained on
     so far). With an empty pool a step does nothing: loss 0, grad_norm 0.
     Raises: ValueError for no problems, a reference that shares the policy's weights,
-    counts below 1, a selection not bool (P, K), a gradient not finite.
+    settings out of range, a selection not bool (P, K), a gradient not finite.
     """
-    if not problems or min(config.rounds, config.updates, config.batch_tokens) < 1:
-        raise ValueError(f"{len(problems)} problems, {config}: counts must be >= 1")
+    check_settings(config)
+    if not problems:
+        raise ValueError("problems: got none, need at least one")
     check_reference(policy, reference)
     state = {} if state is None else state
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=0.0)
@@ -218,8 +220,7 @@ def train(
         # 4. update
         up = (update + 1) / max(config.warmup, 1)
         down = (steps - update) / max(steps - config.warmup, 1)
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(up, down, 1.0)
+        optimizer.param_groups[0]["lr"] = config.lr * min(up, down, 1.0)
         batch, held, loss = [], 0, 0.0
         while pool and held < config.batch_tokens:
             order = order or _lots(len(pool), generator).tolist()
@@ -232,8 +233,7 @@ def train(
             part = collate(batch[i : i + config.micro_batch], pad_id)
             tokens, mask = (x.to(device) for x in part)  # (b, t), (b, s)
             logprobs = token_logprobs(policy, tokens, mask, heat)  # (b, s)
-            ones = torch.ones_like(logprobs[:, 0])  # (b,)
-            piece = likelihood_loss(logprobs, ones, mask, held)
+            piece = likelihood_loss(logprobs, logprobs.new_ones(len(mask)), mask, held)
             piece.backward()
             loss += piece.item()
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)

@@ -27,11 +27,13 @@ from torch import Tensor
 
 from minialign.evaluation import answer_metrics
 from minialign.logprobs import (
+    check_groups,
     check_live,
     check_logprobs,
     check_mask,
     check_reference,
     check_rows,
+    check_settings,
     kl_k1,
     sequence_sum,
     token_logprobs,
@@ -70,11 +72,8 @@ def remax_advantages(rewards: Tensor, greedy_rewards: Tensor) -> Tensor:
     Units: of the reward. Gradient: none. Raises: ValueError, TypeError.
     Source: Li et al. 2023, arXiv 2310.10505; properties ADV-11.
     """
-    if rewards.dim() != 2:
-        raise ValueError(f"rewards must be (prompts, K), got {tuple(rewards.shape)}")
-    every = torch.ones_like(rewards, dtype=torch.bool)  # (prompts, K)
-    check_live("rewards", rewards, every)
-    check_rows("greedy_rewards", greedy_rewards, every)
+    check_groups("rewards", rewards)
+    check_rows("greedy_rewards", greedy_rewards, rewards.isfinite())
     return rewards.detach() - greedy_rewards.detach()[:, None]
 
 
@@ -168,6 +167,7 @@ def train(
 
     Raises: ValueError for what cannot be trained with, and a gradient not finite.
     """
+    check_settings(config)
     needed = f"beta is {config.beta}" if config.beta > 0 else ""
     check_reference(policy, reference, needed)
     if not problems:

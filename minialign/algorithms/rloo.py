@@ -27,10 +27,12 @@ from torch import Tensor
 
 from minialign.evaluation import answer_metrics
 from minialign.logprobs import (
+    check_groups,
     check_logprobs,
     check_mask,
     check_reference,
     check_rows,
+    check_settings,
     check_shapes,
     kl_k1,
     masked_sum,
@@ -73,8 +75,9 @@ def shape_rewards(
     disagree, values that are not finite.
     Source: Ahmadian et al. 2024, arXiv 2402.14740, equation 3; properties PG-7.
     """
-    _check_beta(beta)
-    k1 = kl_k1(logprobs.detach(), ref_logprobs.detach(), mask)  # (B, S)
+    if not 0 <= beta < float("inf"):
+        raise ValueError(f"beta: got {beta}, must be finite and 0 or more")
+    k1 = kl_k1(logprobs, ref_logprobs, mask).detach()  # (B, S)
     check_rows("rewards", rewards, mask)
     return rewards.detach() - beta * masked_sum(k1, mask)
 
@@ -90,15 +93,7 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     Raises: ValueError for another shape, K < 2, values not finite; TypeError for ints.
     Source: Kool et al. 2019; Ahmadian et al. 2024; properties ADV-1 to ADV-3.
     """
-    check_shapes(rewards=rewards)
-    if rewards.dim() != 2 or rewards.shape[1] < 2:
-        got = f"got shape {tuple(rewards.shape)}"
-        raise ValueError(f"rewards: must be (P, K) with K >= 2 answers each, {got}")
-    if rewards.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"rewards: must be float32 or float64, got {rewards.dtype}")
-    if not rewards.isfinite().all():
-        where = (~rewards.isfinite()).nonzero()[0].tolist()
-        raise ValueError(f"rewards: must be finite, the one at {where} is not")
+    check_groups("rewards", rewards, least=2)
     distance = (rewards - rewards[:, :1]).detach()  # (P, K)
     others = (distance.sum(1, keepdim=True) - distance) / (rewards.shape[1] - 1)
     return distance - others  # (P, K)
@@ -122,11 +117,6 @@ def rloo_loss(
     check_rows("advantages", advantages, mask)
     weighted = logprobs * advantages.detach()[:, None]  # (B, S)
     return -sequence_sum(weighted, mask, count)
-
-
-def _check_beta(beta: float) -> None:
-    if not 0 <= beta < float("inf"):
-        raise ValueError(f"beta: got {beta}, must be finite and 0 or more")
 
 
 def train(
@@ -153,10 +143,11 @@ def train(
     truncated (share), length (tokens per answer), loss, grad_norm (before clipping), kl
     (nats per answer, mean k1 to the reference; only with one), style_<name> (shares).
 
-    Raises: ValueError for samples < 2, beta > 0 without a reference, one that shares
-    the policy's weights, no problems, advantages not (P, K), a gradient not finite.
+    Raises: ValueError for settings out of range, samples < 2, beta > 0 without a
+    reference, one that shares the policy's weights, no problems, advantages not (P, K),
+    a gradient not finite.
     """
-    _check_beta(config.beta)
+    check_settings(config)
     if config.samples < 2:
         raise ValueError(f"samples: got {config.samples}, leave-one-out needs K >= 2")
     needed = f"beta is {config.beta}" if config.beta > 0 else ""

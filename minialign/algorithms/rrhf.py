@@ -24,10 +24,11 @@ from torch import Tensor
 
 from minialign.evaluation import answer_metrics, measured_kl
 from minialign.logprobs import (
-    check_live,
+    check_groups,
     check_logprobs,
     check_mask,
     check_reference,
+    check_settings,
     check_shapes,
     masked_sum,
     normaliser,
@@ -92,7 +93,9 @@ def ranking_loss(scores: Tensor, rewards: Tensor, margin: float = 0.0,
     hinge's kink it is 0. Raises: ValueError, TypeError for other shapes, not finite
     floats, a margin below 0. Source: equation 2; margin: SLiC-HF, arXiv 2305.10425.
     """
-    _check_groups(rewards=rewards, scores=scores)
+    check_shapes(rewards=rewards, scores=scores)
+    check_groups("rewards", rewards)
+    check_groups("scores", scores)
     if not 0 <= margin < float("inf"):
         raise ValueError(f"margin: got {margin}, must be finite and 0 or more")
     pairs = rewards[:, :, None] < rewards[:, None, :]  # (P, K, K): r_i < r_j
@@ -117,9 +120,9 @@ def sft_loss(logprobs: Tensor, rewards: Tensor, mask: Tensor,
     """
     check_mask(mask)
     check_logprobs("logprobs", logprobs, mask)
-    _check_groups(rewards=rewards)
-    if len(mask) != rewards.numel():
-        raise ValueError(f"rewards {tuple(rewards.shape)}: mask has {len(mask)} rows")
+    check_shapes(rewards=rewards)
+    check_shapes(**{"rows of mask": mask[:, 0], "rewards": rewards.flatten()})
+    check_groups("rewards", rewards)
     live = mask & best_answers(rewards).flatten()[:, None]  # (P·K, S)
     total = -torch.where(live, logprobs, 0.0).sum()
     return total / normaliser(count, max(int(live.sum()), 1))
@@ -136,14 +139,6 @@ def rrhf_loss(
     sft = sft_loss(logprobs, rewards, mask, counts[1])
     points = scoring(logprobs, mask).view_as(rewards)  # (P, K)
     return ranking_loss(points, rewards, margin, counts[0]) + sft_weight * sft
-
-
-def _check_groups(**groups: Tensor) -> None:
-    check_shapes(**groups)
-    for name, x in groups.items():
-        if x.dim() != 2:
-            raise ValueError(f"{name} must be (P, K), got shape {tuple(x.shape)}")
-        check_live(name, x, torch.ones_like(x, dtype=torch.bool))
 
 
 def train(
@@ -163,9 +158,11 @@ def train(
     choice; with a reference); of the step, before it: loss, ranking, sft, grad_norm,
     violated (share of pairs), tied, unanswered (of problems: no pair, none to imitate),
     score_right, score_wrong (mean score of answers above reward 0, and of the rest).
-    Raises: ValueError for no problems, not whole batches, samples < 2 (unless `given`),
-    a reference that shares the policy's weights, a gradient not finite; as `rrhf_loss`.
+    Raises: ValueError for settings out of range; no problems, not whole batches,
+    samples < 2 (unless `given`); a reference that shares the policy's weights, a
+    gradient not finite; as `rrhf_loss`.
     """
+    check_settings(config)
     K, T, steps = config.samples, config.temperature, config.rounds * config.updates
     if not given and (not problems or config.prompts % config.batch or K < 2):
         raise ValueError(f"{len(problems)} problems, {config}: none, ragged or K < 2")

@@ -27,6 +27,7 @@ from torch import Tensor
 from minialign.logprobs import (
     check_logprobs,
     check_mask,
+    check_settings,
     token_logprobs,
     token_mean,
 )
@@ -153,9 +154,10 @@ def train(
     grad_norm (before clipping), tokens (real ones, prompts included), live_tokens,
     padding (share of the batch's slots).
 
-    Raises: ValueError for no examples, one that does not fit the context, or a loss
-    that is not finite (before the step that would spread it).
+    Raises: ValueError for settings out of range, no examples, one that does not fit the
+    context, or a loss that is not finite (before the step that would spread it).
     """
+    check_settings(config)
     state = {} if state is None else state
     device = next(model.parameters()).device
     if len(examples) == 0:

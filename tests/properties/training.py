@@ -22,6 +22,7 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,6 +32,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from minialign import checkpoint
@@ -80,12 +82,7 @@ def assert_same_bits(actual, expected, where: str = "state") -> None:
         assert actual == expected, f"{where}: {actual!r}, not {expected!r}"
 
 
-def check_resume(
-    begin: Begin,
-    stops: Sequence[int],
-    path: Path,
-    load: Callable[[Path], dict] = checkpoint.load,
-) -> None:
+def check_resume(begin: Begin, stops: Sequence[int], path: Path) -> None:
     """IO-3: stopped after any of these updates and resumed from a file: the same bits.
 
     Compared are the metrics of every update and, at the end, all of the state.
@@ -95,11 +92,22 @@ def check_resume(
     for stop in stops:
         state: dict = {}
         metrics = list(islice(begin(state), stop))
+        assert metrics == expected[:stop], f"up to {stop}: other metrics"
         checkpoint.save(path, state)
-        state = load(path)
-        metrics += list(begin(state))
-        assert metrics == expected, f"stopped after {stop}: other metrics"
-        assert_same_bits(state, whole, f"stopped after {stop}: state")
+        check_rest(begin, path, expected[stop:], whole)
+
+
+def check_rest(
+    begin: Begin,
+    path: Path,
+    expected: Sequence[Metrics],
+    end: dict,
+    load: Callable[[Path], dict] = checkpoint.load,
+) -> None:
+    """From this file on: these metrics and, at the end, this state."""
+    state = load(path)
+    assert list(begin(state)) == expected, "other metrics than without a stop"
+    assert_same_bits(state, end)
 
 
 def check_resume_in_new_process(begin: Begin, stop: int, folder: Path) -> None:
@@ -159,12 +167,15 @@ def check_every_entry_is_needed(
     begin: Begin, path: Path, gaps: Mapping[str, Callable] = GAPS, stop: int = 2
 ) -> None:
     """The negative control of check_resume: it sees a gap, whichever entry it is in."""
+    whole: dict = {}
+    rest = list(begin(whole))[stop:]
     state: dict = {}
-    next(begin(state))
+    list(islice(begin(state), stop))
     assert state.keys() == gaps.keys()
+    checkpoint.save(path, state)
     for entry, forget in gaps.items():
         load = partial(load_with_gap, entry=entry, forget=forget)
-        found = common.refutes(check_resume, begin, (stop,), path, load)
+        found = common.refutes(check_rest, begin, path, rest, whole, load)
         assert found, f"{entry} is saved and not needed"
 
 
@@ -207,14 +218,42 @@ def flip(monkeypatch, module, name: str) -> None:
     monkeypatch.setattr(module, name, lambda *args, **more: -right(*args, **more))
 
 
-def learns(run: Run, config, sure: float = 0.95, **more) -> bool:
-    """Does the exact chance of the rewarded answer go from rare to nearly sure?"""
+def reward_rises(metrics: Sequence[Metrics]) -> bool:
+    return metrics[-1]["reward"] - metrics[0]["reward"] > 0.2
+
+
+def learns(
+    run: Run,
+    config,
+    sure: float = 0.95,
+    shows: Callable[[Sequence[Metrics]], bool] = reward_rises,
+    **more,
+) -> bool:
+    """Does the exact chance of the rewarded answer go from rare to nearly sure?
+
+    And does it show in the metrics of the run?
+    """
     policy = base()
     before = chance_of_yes(policy)
     metrics = list(run(policy, config, **more))
     assert 0.1 < before < 0.6  # of the world, not of the algorithm
-    rise = metrics[-1]["reward"] - metrics[0]["reward"]
-    return chance_of_yes(policy) > sure and rise > 0.2
+    return chance_of_yes(policy) > sure and shows(metrics)
+
+
+@torch.no_grad()
+def row_kl(policy, reference, rollout, temperature: float = 1.0) -> list[float]:
+    """Nats from the reference at each choice of each answer, summed: exact over the
+    vocabulary, alone, without padding."""
+    found = []
+    for row, response in enumerate(rollout.responses()):
+        start = rollout.prompt_lengths[row].item()
+        ids = rollout.tokens[None, row, : start + len(response) - 1]
+        own, other = (
+            F.log_softmax(model.logits(model(ids))[0, start - 1 :] / temperature, -1)
+            for model in (policy, reference)
+        )
+        found.append(F.kl_div(other, own, log_target=True, reduction="sum").item())
+    return found
 
 
 def assert_metrics(
@@ -231,9 +270,10 @@ def assert_metrics(
         "truncated": sum(rollout.truncated.tolist()) / len(responses),
         "length": sum(map(len, responses)) / len(responses),
     }
-    styles = {name: x for name, x in metrics.items() if name.startswith("style_")}
-    assert sum(styles.values()) == pytest.approx(1)
-    measured = {name: x for name, x in metrics.items() if name not in styles}
+    measured, styles = dict(metrics), Counter()
+    for name in [name for name in metrics if "style_" in name]:
+        styles[name.partition("style_")[0]] += measured.pop(name)
+    assert styles[""] and all(x == pytest.approx(1) for x in styles.values())
     assert measured == pytest.approx({**shown, **expected}, rel=rel, abs=floor)
     assert all(type(value) in (int, float) for value in metrics.values())
     assert 0 < metrics["reward"] < 1 and abs(metrics.get("kl", 1)) > 1e-3  # a fair test

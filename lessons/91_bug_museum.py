@@ -1,0 +1,307 @@
+# %% [markdown]
+# # Lesson 91: A museum of bugs
+#
+# **Question.** If the learning curve goes up, why write tests?
+#
+# Read before: lesson 14 (GRPO: groups, ratio, clip).
+#
+# Six mistakes hang here. All were once made in code that many people use; none raises
+# an error, and each is one line. Every one is trained from the base, in the place of
+# the right line, with GRPO's settings of lesson 14. Then it meets one *property*: a
+# sentence about the right code that a few numbers can refute.
+#
+# You will see: which curves give their bug away, which do not, and how little a
+# property needs to know.
+#
+# Time: `quick` under a minute on two CPU cores (curves from the record); `full` some
+# ten minutes. Memory: about 2 GB.
+
+# %%
+import copy
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+# %%
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from unittest import mock
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minialign import course, plotting, sampling
+from minialign.algorithms import grpo
+from minialign.evaluation import Estimate
+from minialign.logprobs import probability_ratio, token_logprobs
+from minialign.rewards import verifier
+from minialign.sampling import generate, rescore
+
+# %%
+settings = course.setup(__file__)
+tokenizer = course.load_tokenizer()
+reference = course.load_policy(tokenizer, settings.device).requires_grad_(False)
+base = course.base_facts()
+config = grpo.GRPOConfig(
+    updates=settings.pick(1, 16, 16),
+    prompts=settings.pick(2, 32, 32),
+    max_new_tokens=settings.pick(48, 128, 128),
+)
+right_loss, right_scores = grpo.clipped_loss, token_logprobs
+
+# %% [markdown]
+# ## The exhibits
+#
+# Rows of a batch are answers, columns are their tokens; `mask` is True where the policy
+# chose. Here is what should have been written, and what was.
+#
+# 1. **One mean for all.** Advantages compare answers to *one* problem.
+#    `rewards - rewards.mean(1, keepdim=True)` became `rewards - rewards.mean()`.
+
+
+# %%
+def of_the_batch(rewards: Tensor) -> Tensor:
+    """An easy problem's answers are all good now, a hard one's all bad."""
+    return (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+
+
+# %% [markdown]
+# 2. **The needless `min`.** `min(ratio * A, clipped * A)` became `clipped * A`.
+# 3. **Old is new.** The ratio divides by the policy that *drew*; here by the policy as
+#    it is now, `logprobs.detach()`.
+# 4. **EOS forgotten.** The answer's last token, "I have finished", fell out of the mask
+#    (padding often has the same id). `right_loss` is the library's own.
+
+
+# %%
+def without_min(logprobs, old_logprobs, advantages, mask, low=0.2, high=0.2) -> Tensor:
+    ratio = probability_ratio(logprobs, old_logprobs, mask)  # (B, S)
+    clipped = ratio.clamp(1 - low, 1 + high)
+    return torch.where(mask, -clipped * advantages[:, None], 0.0)
+
+
+def old_is_new(logprobs, old_logprobs, *rest) -> Tensor:
+    return right_loss(logprobs, logprobs.detach(), *rest)
+
+
+def without_eos(logprobs, old_logprobs, advantages, mask, *band) -> Tensor:
+    later = mask.flip(1).cumsum(1).flip(1)  # (B, S) live tokens from here on
+    return right_loss(logprobs, old_logprobs, advantages, mask & (later > 1), *band)
+
+
+# %% [markdown]
+# 5. **The padded width.** An answer's length is `mask.sum(1)`, not `mask.shape[1]`, its
+#    row's width with the padding in it. 6. **Two temperatures.** Drawn at 0.7, scored
+#    at 1: `logits / temperature` was forgotten on one side.
+
+
+# %%
+def padded_width(mask: Tensor, max_new_tokens: int) -> Tensor:
+    return mask.double() / mask.shape[1] / mask.any(1).sum()
+
+
+def scored_at_one(model, tokens, mask, temperature=1.0) -> Tensor:
+    return right_scores(model, tokens, mask)
+
+
+places = {  # exhibit: (module, name, what hangs there instead)
+    "one mean for all": [(grpo, "group_advantages", of_the_batch)],
+    "the needless min": [(grpo, "clipped_loss", without_min)],
+    "old is new": [(grpo, "clipped_loss", old_is_new)],
+    "EOS forgotten": [(grpo, "clipped_loss", without_eos)],
+    "the padded width": [(grpo, "per_sequence", padded_width)],
+    "two temperatures": [
+        (room, "token_logprobs", scored_at_one) for room in (grpo, sampling)
+    ],
+}
+
+# %% [markdown]
+# ## Predict
+
+# %%
+print("After 4,096 answers, how many of the six will end clearly below the right code?")
+my_guess = 3  # edit me
+
+# %% [markdown]
+# ## One second each
+#
+# First the properties. Each is a question with a number for an answer, and needs no
+# training: tensors made by hand, or one small draw.
+
+# %%
+one = torch.ones(1, 1, dtype=torch.bool)  # a single live token
+asked = course.stream(settings.seed, 4)
+prompts = [tokenizer.encode_prompt(problem.question) for problem in asked]
+drawn = generate(
+    reference, prompts, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, samples=4,
+    max_new_tokens=32, temperature=0.7, generator=settings.generator("properties"),
+)  # fmt: skip
+
+
+def slope(ratio: float, A: float) -> float:
+    """∂ loss / ∂ log π of one token whose probability has changed by `ratio`."""
+    leaf = torch.tensor([[-2.0]]).add(torch.tensor(ratio).log()).requires_grad_()
+    old, advantage = torch.tensor([[-2.0]]), torch.tensor([A])
+    grpo.clipped_loss(leaf, old, advantage, one, 0.2, 0.2).sum().backward()
+    return leaf.grad.item()
+
+
+# %%
+def other_problems() -> float:
+    """By how much does my advantage change when another problem's rewards do?"""
+    mine, less, more = [1.0, 0.0, 0.0, 1.0], [0.0] * 4, [1.0] * 4
+    two = [grpo.group_advantages(torch.tensor([mine, x]))[0] for x in (less, more)]
+    return (two[0] - two[1]).abs().max().item()
+
+
+def no_way_back() -> float:
+    """A bad token grew likelier by half: is it pulled down? (1: yes, as it should)"""
+    return abs(slope(1.5, -1.0) / 1.5 - 1)
+
+
+def never_let_go() -> float:
+    """A good token grew likelier by half: is it let go?"""
+    return abs(slope(1.5, 1.0))
+
+
+# %%
+def end_unheard() -> float:
+    """How many of the drawn answers have an end whose log-prob gets no gradient?"""
+    leaf, ones = drawn.logprobs.clone().requires_grad_(), torch.ones(len(drawn.tokens))
+    grpo.clipped_loss(leaf, drawn.logprobs, ones, drawn.mask).sum().backward()
+    return (drawn.mask.sum(1) - (leaf.grad != 0).sum(1)).abs().sum().item()
+
+
+def padding_heard() -> float:
+    """By how much do forty columns of padding change a token's weight?"""
+    wider = torch.nn.functional.pad(drawn.mask, (0, 40))
+    two = grpo.per_sequence(drawn.mask, 128), grpo.per_sequence(wider, 128)
+    return (two[0] / two[1][:, :-40])[drawn.mask].sub(1).abs().max().item()
+
+
+def scored_apart() -> float:
+    """How far is the sampler's log-prob from the one that training computes? Nats."""
+    scored = rescore(reference, drawn, [torch.arange(len(drawn.tokens))])
+    return (scored - drawn.logprobs).abs().max().item()
+
+
+# %% [markdown]
+# The answer is 0 for the right code, but for rounding. Now with each mistake in place.
+
+
+# %%
+def hang(stack: ExitStack, exhibit: str) -> None:
+    """Put the wrong lines where the right ones are, until the stack is closed."""
+    for room, name, wrong in places.get(exhibit, []):
+        stack.enter_context(mock.patch.object(room, name, wrong))
+
+
+properties = dict(zip(places, (other_problems, no_way_back, never_let_go, end_unheard,
+                               padding_heard, scored_apart), strict=True))  # fmt: skip
+caught = {}
+print(f"{'exhibit':<20}{'property':<18}{'right':>9}{'wrong':>9}{'seconds':>9}")
+for exhibit, ask in properties.items():
+    right, start = ask(), time.perf_counter()
+    with ExitStack() as stack:
+        hang(stack, exhibit)
+        wrong = ask()
+    caught[exhibit] = [right, wrong, time.perf_counter() - start]
+    assert right < 1e-3 < 0.1 < wrong, f"{exhibit}: {caught[exhibit]}"
+    cells = "".join(f"{x:>9.3f}" for x in caught[exhibit])
+    print(f"{exhibit:<20}{ask.__name__:<18}{cells}")
+
+# %% [markdown]
+# The library's tests ask such questions of every function, with inputs that a machine
+# invents, and again of more than a hundred wrong versions (`python tests/mutants.py`).
+#
+# ## The curves
+#
+# Now what most of us look at. 16 updates of 256 answers from the base, one seed, judged
+# on 500 validation problems. The two runs at temperature 0.7 are judged at 1, as all.
+
+
+# %%
+def run_grpo(config: grpo.GRPOConfig, settings, exhibit="") -> tuple:
+    """From the base: the trained policy and its series, with an exhibit in place."""
+    policy = copy.deepcopy(reference).requires_grad_(True)
+    problems = course.stream(settings.seed, config.updates * config.prompts)
+    series, start = {}, time.perf_counter()
+    with ExitStack() as stack:
+        hang(stack, exhibit)
+        training = grpo.train(
+            policy, tokenizer, problems, verifier, config, reference=reference,
+            generator=settings.generator("sampling"),
+            advantage=grpo.group_advantages, reduction=grpo.per_sequence,
+        )  # fmt: skip
+        for metrics in tqdm(training, total=config.updates, disable=None):
+            seconds = time.perf_counter() - start
+            clock = {"accuracy": metrics["reward"], "seconds": seconds}
+            course.keep_series(series, metrics | clock)
+    return policy, series
+
+
+# %%
+cold = replace(config, temperature=0.7)
+trials = {"right": (config, {}), "right, at 0.7": (cold, {})}
+for exhibit in places:
+    own = cold if exhibit == "two temperatures" else config
+    trials[exhibit] = (own, {"exhibit": exhibit})
+dials = course.run_dials(settings, tokenizer, reference, trials, run_grpo)
+course.print_dials(dials)
+rivals = {name: "right, at 0.7" if own is cold else "right"
+          for name, (own, options) in trials.items() if options}  # fmt: skip
+below = [name for name, rival in rivals.items() if {name, rival} <= dials.keys()
+         and dials[name]["accuracy"][2] < dials[rival]["accuracy"][1]]  # fmt: skip
+course.predict("Exhibits clearly below the right code:", my_guess, len(below))
+
+# %% [markdown]
+# ## The figure
+
+# %%
+start = base["before"]  # the base's sampled accuracy, with its interval
+rising = [name for name in rivals if name in dials
+          and dials[name]["accuracy"][1] > start[2]]  # fmt: skip
+message = f"{len(rising)} of {len(rivals)} bugs learn: a rising curve proves little"
+figure, axes = plotting.new_figure(3, message, rows=2, width=4.6)
+for axis, (name, rival) in zip(axes, rivals.items(), strict=True):
+    for color, title in (("#5c677d", rival), ("#d1495b", name)):
+        if title in dials:
+            label = f"{title}, ends at {dials[title]['accuracy'][0]:.2f}"
+            runs = [{"series": dials[title]["series"]}]
+            plotting.draw_runs(axis, runs, "completions", "accuracy", label, color, 3)
+    axis.set(xlabel="answers drawn", ylabel="accuracy of the batch", ylim=(0, 1))
+    took = 1000 * caught[name][2]
+    axis.set_title(f"{name}: caught in {took:.1f} ms", fontsize=10)
+    axis.legend(loc="upper left", fontsize=8)
+plotting.save_figure(figure, settings.figure_path)
+
+# %% [markdown]
+# ## What we saw
+
+# %%
+print(f"- Of {len(rivals)} bugs {len(rising)} end above the base ({start[0]:.2f}), "
+      f"beyond the intervals; {len(below)} end below the right code.")  # fmt: skip
+for name, rival in rivals.items():
+    course.compare_dials(dials, name, rival, f"caught by {properties[name].__name__}")
+run = {"caught": caught, "below": below, "rising": rising}
+none = [0.0, 0.0, 0.0]
+last = min(dials.values(), key=lambda dial: dial["accuracy"][0], default={})
+ends = [dials.get("right", {}).get("accuracy", none), last.get("accuracy", none)]
+what = "accuracy on validation of the right code and of the worst bug"
+course.finish(settings, run, *(Estimate(*end) for end in ends), what)
+
+# %% [markdown]
+# A curve asks one question, "does it get better?", and for much wrong code the answer
+# is yes: the gradient points roughly upwards, and the optimiser forgives the rest. What
+# such a bug costs shows in another setting (longer answers, more steps on a batch,
+# a problem set less even), and by then it is a mystery. A property asks whether the
+# number is *the* number.
+#
+# Exercises. (1) Swap the two epsilons in `grpo.clipped_loss`. Which property sees it?
+# (None above: with 0.2 and 0.2 nothing has changed. A property has to use inputs that
+# tell the two apart.) (2) Break a line of `ppo.py` yourself and run
+# `python -m pytest tests/test_ppo.py`. (Something should fail. If nothing does, you
+# have found a hole in our tests: please tell us.)
