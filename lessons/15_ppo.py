@@ -341,6 +341,7 @@ course.compare_dials(dials, default, "shared trunk", "Its own network or a trunk
 course.compare_dials(dials, default, "not whitened", "Whitening or not")
 course.compare_dials(dials, default, names[0], "Two passes over each draw, or four")
 course.compare_dials(dials, *names, "Four passes, with the clip or without")
+course.compare_dials(dials, list(trials)[-1], names[0], "Four times the answers")
 ends = [bootstrap(taken.sampled.correct.mean(1)) for taken in (before, after)]
 measure = "sampled accuracy on test problems, 95 % over problems"
 course.finish(settings, run, *ends, measure)
