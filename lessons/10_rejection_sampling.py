@@ -15,7 +15,7 @@
 # question anew; what filtering does to variety; and the control that every filter owes:
 # answers drawn by lot, at equal tokens.
 #
-# Time: `quick` about 100 s on two CPU cores; `full` some ten minutes a seed there (the
+# Time: `quick` about 50 s on two CPU cores; `full` some eight minutes a seed there (the
 # dials are in seed 0). Memory: about 2 GB.
 
 # %%

@@ -13,7 +13,7 @@
 # You will see: accuracy rises, and the answers grow longer, because the policy finds
 # out that showing its work pays. And you will see what a *baseline* is for.
 #
-# Time: `quick` about 100 s on two CPU cores; `full` some ten minutes a seed there (the
+# Time: `quick` about 50 s on two CPU cores; `full` some eight minutes a seed there (the
 # dials are in seed 0). Memory: about 2 GB.
 
 # %%

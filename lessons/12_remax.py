@@ -13,7 +13,7 @@
 # You will see: how many answers are silent, and ever more so; what the greedy answer
 # buys, per answer *generated*; and what PPO's critic would cost in bytes and seconds.
 #
-# Time: `quick` about 100 s on two CPU cores; `full` some ten minutes a seed there (the
+# Time: `quick` about 50 s on two CPU cores; `full` some eight minutes a seed there (the
 # dials and the baselines are in seed 0). Memory: about 3 GB.
 
 # %%

@@ -14,7 +14,7 @@
 # You will see: why the answer itself must be left out, what groups cost in which all
 # answers are right or all wrong, and which way to split 256 answers learns fastest.
 #
-# Time: `quick` about 100 s on two CPU cores; `full` some ten minutes a seed there (the
+# Time: `quick` about 60 s on two CPU cores; `full` some eight minutes a seed there (the
 # dials are in seed 0: half an hour more). Memory: about 2 GB.
 
 # %%

@@ -15,7 +15,7 @@
 # You will see: which problems std favours, which answers the length does, which form of
 # a KL penalty in the loss holds the policy, and what the clip is for.
 #
-# Time: `quick` about 100 s on two CPU cores; `full` some ten minutes a seed there (the
+# Time: `quick` about 80 s on two CPU cores; `full` some eight minutes a seed there (the
 # dials are in seed 0: half an hour more). Memory: about 2 GB.
 
 # %%

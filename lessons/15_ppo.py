@@ -13,7 +13,7 @@
 # You will see: what the critic thinks of a careless answer, what λ and the clip do, and
 # accuracy with and without a critic, by answers and by time.
 #
-# Time: `quick` about 100 s on two CPU cores; `full` some ten minutes a seed there (the
+# Time: `quick` about 90 s on two CPU cores; `full` some ten minutes a seed there (the
 # dials are in seed 0: most of an hour more). Memory: about 2 GB.
 
 # %%

@@ -13,7 +13,7 @@
 # You will see: one round of old pairs against rounds of fresh ones; what beta does; and
 # what becomes of the answers that were *chosen*.
 #
-# Time: `quick` about 100 s on two CPU cores; `full` some ten minutes a seed there (the
+# Time: `quick` about 50 s on two CPU cores; `full` some eight minutes a seed there (the
 # dials are in seed 0). Memory: about 2 GB.
 
 # %%

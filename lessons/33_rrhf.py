@@ -14,7 +14,7 @@
 # You will see: which pairs are in the wrong order before any training; what ranking
 # does alone, and imitation alone; whose answers to rank; and what a length is good for.
 #
-# Time: `quick` about 100 s on two CPU cores; `full` some ten minutes a seed there (the
+# Time: `quick` about 60 s on two CPU cores; `full` some eight minutes a seed there (the
 # dials are in seed 0). Memory: about 2 GB.
 
 # %%

@@ -13,8 +13,8 @@
 # You will see: which curves give their bug away, which do not, and how little a
 # property needs to know.
 #
-# Time: `quick` under a minute on two CPU cores (curves from the record); `full` some
-# ten minutes. Memory: about 2 GB.
+# Time: `quick` seconds on two CPU cores (its curves are the record's); `full` some
+# fifteen minutes. Memory: about 2 GB.
 
 # %%
 import copy
