@@ -130,10 +130,11 @@ def run_ppo(config: ppo.PPOConfig, settings, layout="own", **options) -> tuple:
     policy = copy.deepcopy(reference).requires_grad_(True)
     critic = NoCritic() if layout == "none" else ppo.Critic(policy, layout == "shared")
     problems = course.stream(settings.seed, config.updates * config.prompts)
+    options["reference"] = reference if config.beta else None  # read only if priced
     series, start = {}, time.perf_counter()
     training = ppo.train(
         policy, tokenizer, problems, verifier, config, critic=critic,
-        generator=settings.generator("sampling"), reference=reference, **options,
+        generator=settings.generator("sampling"), **options,
     )  # fmt: skip
     for metrics in tqdm(training, total=config.updates, disable=None):
         assert metrics["ratio_first"] == 0  # before the first step, ρ is exactly 1

@@ -508,7 +508,9 @@ def _names(options: Mapping[str, Any], title: str) -> dict[str, str]:
 
 
 def _trial_key(entry: Mapping[str, Any]) -> str:
-    what = [plotting.rounded(entry["config"]), entry["options"]]
+    """All that a trial's result depends on; micro-batches bound memory alone."""
+    config = {k: x for k, x in entry["config"].items() if k != "micro_batch"}
+    what = [plotting.rounded(config), entry["options"]]
     return json.dumps(what, sort_keys=True)
 
 

@@ -69,7 +69,7 @@ class PPOConfig:
     critic_lr: float = 1e-3  # AdamW's peak, critic [the policy's]
     warmup: int = 5  # updates of linear warm-up; then linear decay to 0
     max_grad_norm: float = 1.0  # longer gradients are scaled: policy and critic apart
-    micro_batch: int = 64  # answers per backward pass: bounds memory, not the result
+    micro_batch: int = 32  # answers per backward pass: bounds memory, not the result
 
 
 class Critic(nn.Module):
