@@ -3,8 +3,8 @@
 #
 # **Question.** Where does each method of this course go when nothing is left to chance?
 #
-# Read before: lesson 02; come back when you have met the methods. *KL*(π ‖ ref), nats:
-# the mean of log π(answer) − log ref(answer) over π's own answers, its way from ref.
+# Read before: lesson 02. Now only "What accuracy costs", the rest after lesson 33.
+# *KL*(π ‖ ref), nats: the mean of log π(answer) − log ref(answer) over π's answers.
 #
 # One question with 15 possible answers, and a policy that can give them any chances.
 # Expectations are sums over the 15, over their pairs, or over groups of three: there is
@@ -133,9 +133,9 @@ my_guess = 0.5  # edit me
 # ## Before: the best there is
 #
 # Methods with a price on KL seek the highest J(π) = E[r] − β KL(π ‖ ref). The best is
-# π* = ref · exp(r / β) / Z, and J(π*) = β log Z: nothing needs learning to write it
-# down. (For a language model nobody can sum Z, nor draw from π*: that is what methods
-# are for.) Plain ascent on J should arrive there.
+# π* = ref · exp(r / β) / Z (Z makes it sum to 1), and J(π*) = β log Z: nothing needs
+# learning to write it down. (For a language model nobody can sum Z, nor draw from π*:
+# that is what methods are for.) Plain ascent on J should arrive there.
 
 
 # %%
@@ -235,9 +235,9 @@ assert torch.allclose(k1, -gradient(lambda x: kl(older, x), policy))
 # - **k1 as a loss does nothing** on fresh answers: Σ π ∇ log π = 0. On stale ones its
 #   descent *raises* KL(older ‖ π): away from whoever drew the answers.
 # - **k3 as a loss** (GRPO's) descends the *other* KL, though its value is unbiased.
-# - **k2 of the whole answer** and **k1 in the reward** have it on fresh answers, and
-#   **ratio x k3 of the whole answer** on all. **Per token** none is: a token is not
-#   told what it does to the KL of later ones.
+# - **k2 of the whole answer** and **k1 in the reward** have ∇KL(π ‖ ref) on fresh
+#   answers; **ratio x k3 of the whole answer** (ratio: π / the π that drew) on all.
+#   **Per token** none has it: a token is not told what it does to the KL of later ones.
 #
 # ## What accuracy costs
 #
@@ -267,11 +267,11 @@ course.predict("Best accuracy one nat away:", my_guess, frontier_at(np.array([p]
 # %% [markdown]
 # ## Train: every method, without noise
 #
-# Each follows its expected gradient for as many steps. Pairs are in order, for DPO;
-# groups of three count once for all their orders. `redraw`: the steps between two draws
-# of answers. `paid`: r − β k1. PPO's critic says 0 (λ = 1). "Sure" labels never err, BT
-# (Bradley-Terry) ones prefer w with chance σ(r_w − r_l). "Plain" GRPO divides by
-# nothing. *Wasted*: nats beyond the frontier's for the same reward.
+# Each follows its expected gradient for the same number of steps. DPO's pairs are in
+# order; groups of three count once for all their orders. `redraw`: the steps between
+# two draws of answers. `paid`: r − β k1. PPO's critic says 0 (λ = 1). "Sure" labels
+# never err, BT (Bradley-Terry) ones prefer y to z with chance σ(r_y − r_z). "Plain"
+# GRPO divides by nothing. *Wasted*: nats beyond the frontier's for the same reward.
 
 # %%
 pairs = torch.tensor(list(product(range(15), repeat=2)))  # (225, 2)
@@ -386,10 +386,10 @@ extra = zero["REINFORCE, β = 0"][2]
 title = f"{len(arrived)} methods end at π*; REINFORCE at β = 0 wastes {extra:.2f} nats"
 figure, axes = plotting.new_figure(2, title, width=6.4, height=4.6)
 families = {"imitation": 2, "RRHF": 2, "DPO, sure labels": 2, "REINFORCE, β = 0": 1,
-            "GRPO, k3 in the loss": 2, "β k1 paid; DPO, BT labels": 6}  # fmt: skip
+            "GRPO, k3 in the loss": 2, "β k1 paid; DPO, BT: at π*": 6}  # fmt: skip
 colors = np.repeat(plotting.COLORS, list(families.values()))  # of methods, in order
 for axis, world in zip(axes, worlds, strict=True):
-    axis.plot(*floors[world].T, color="#aaa", lw=6, alpha=0.5, label="frontier: π*")
+    axis.plot(*floors[world].T, color="#aaa", lw=6, alpha=0.5, label="π* at each β")
     for color, line in zip(colors, paths[world].values(), strict=True):
         axis.plot(*zip(*line, strict=True), color=color, lw=1)
         axis.plot(*line[-1], "o", color=color)
@@ -408,8 +408,7 @@ plotting.save_figure(figure, settings.figure_path)
 print(f"""- Within 1e-3 of π* in both worlds: {"; ".join(arrived) or "none"}.
 - Nats the reward (0 or 1) did not ask for: imitation, which keeps the odds among right
   answers, {zero["imitate the best of 3"][2]:.3f}; REINFORCE at β = 0: {extra:.3f};
-  DPO with sure labels: {zero["DPO, sure labels"][2]:.3f}.
-""")
+  DPO with sure labels: {zero["DPO, sure labels"][2]:.3f}.""")
 run = {"config": {"steps": steps, "beta": beta}, "accuracy": p, "ends": ends,
        "paths": paths, "kl_fresh": fresh, "kl_stale": stale,
        "best_of_n": {"accuracy": lucky, "kl": nats, "bound": bound}}  # fmt: skip
@@ -417,4 +416,5 @@ before, after = (Estimate(x, x, x) for x in (p, (chances(star) @ right).item()))
 course.finish(settings, run, before, after, "exact chance to be right: no noise")
 
 # %% [markdown]
-# Exercise. Which β has plain GRPO? (0.45: 2/3 of r is left. And the other KL.)
+# Exercise. At which β does REINFORCE weigh r against KL as plain GRPO? (0.3 / (2/3):
+# subtracting the mean of three leaves 2/3 of r. But k3 descends the other KL.)

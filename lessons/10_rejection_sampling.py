@@ -15,7 +15,7 @@
 # question anew; what filtering does to variety; and the control that every filter owes:
 # answers drawn by lot, at equal tokens.
 #
-# Time: `quick` about 50 s on two CPU cores; `full` some eight minutes a seed there (the
+# Time: `quick` about 50 s on two CPU cores; `full` some four minutes a seed there (the
 # dials are in seed 0). Memory: about 2 GB.
 
 # %%
@@ -270,8 +270,9 @@ course.print_dials(dials)
 (was, *_), (now, *_) = run["sampled"]
 figure, axes = plotting.new_figure(
     3,
-    f"Imitating its own right answers: {was:.2f} to {now:.2f} right, "
-    f"entropy {run['entropy'][0]:.2f} to {run['entropy'][1]:.2f} nats a token",
+    f"Imitating its own right answers: {was:.2f} to {now:.2f} right (seed "
+    f"{settings.seed}), entropy {run['entropy'][0]:.2f} to {run['entropy'][1]:.2f} "
+    f"nats a token",
 )
 rise, price, variety = axes
 runs = course.runs_on_record(settings, run)

@@ -13,7 +13,7 @@
 # You will see: how many answers are silent, and ever more so; what the greedy answer
 # buys, per answer *generated*; and what PPO's critic would cost in bytes and seconds.
 #
-# Time: `quick` about 50 s on two CPU cores; `full` some eight minutes a seed there (the
+# Time: `quick` about 50 s on two CPU cores; `full` some four minutes a seed there (the
 # dials and the baselines are in seed 0). Memory: about 3 GB.
 
 # %%
@@ -362,8 +362,8 @@ course.print_dials(dials)
 (was, *_), (now, *_) = run["sampled"]
 figure, axes = plotting.new_figure(
     3,
-    f"Compared with its own greedy answer: {was:.2f} to {now:.2f} right; "
-    f"{silent:.0%} of the comparisons were ties",
+    f"Compared with its own greedy answer: {was:.2f} to {now:.2f} right (seed "
+    f"{settings.seed}); {silent:.0%} of the comparisons were ties",
 )
 rise, price, silence = axes
 runs = course.runs_on_record(settings, run)

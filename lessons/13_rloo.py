@@ -14,7 +14,7 @@
 # You will see: why the answer itself must be left out, what groups cost in which all
 # answers are right or all wrong, and which way to split 256 answers learns fastest.
 #
-# Time: `quick` about 60 s on two CPU cores; `full` some eight minutes a seed there (the
+# Time: `quick` about 60 s on two CPU cores; `full` some four minutes a seed there (the
 # dials are in seed 0: half an hour more). Memory: about 2 GB.
 
 # %%
@@ -171,7 +171,8 @@ run |= course.report(settings, tokenizer, policy, reference, before, after, curv
 # the signal is as large as the noise*: K (between + within) / |true gradient|², the
 # inverse of lesson 11's signal to noise. From the frozen base we draw 32 answers to
 # each problem, and cut them into groups of every K; the same answers serve all
-# baselines. For lengths of sums, the dot products of all pairs of ∇ log π suffice.
+# baselines. We keep only the dot products of all pairs of ∇ log π: they give the length
+# of any sum.
 
 
 # %%
@@ -287,17 +288,19 @@ if len(by_split) == len(SPLITS):
     best = max(by_split, key=lambda K: by_split[K]["accuracy"][0])
     course.predict("The K with the best accuracy after 4,096:", my_guess, best)
     low = by_split[best]["accuracy"][1]
-    rivals = [K for K in by_split if by_split[K]["accuracy"][2] > low]
-    print(f"  K whose intervals reach into that of the best: {rivals}")
+    reach = [K for K in by_split if by_split[K]["accuracy"][2] > low and K != best]
+    rivals = ", ".join(map(str, reach)) or "none"
+    print(f"  other K whose intervals reach into that of the best: {rivals}")
 
 # %% [markdown]
 # ## The figures
 
 # %%
 (was, *_), (now, *_) = run["sampled"]
-message = f"Answers as each other's baseline: {was:.2f} to {now:.2f} right"
+message = f"Answers as each other's baseline: {was:.2f} to {now:.2f} right "
+message += f"(seed {settings.seed})"
 if best:
-    message += f"; K = {best} came furthest in 4,096 answers"
+    message += f"; K = {best} led in 4,096 answers (not told apart: {rivals})"
 figure, axes = plotting.new_figure(3, message)
 rise, price, pace = axes
 runs = course.runs_on_record(settings, run)
@@ -362,8 +365,8 @@ course.finish(settings, run, *ends, measure)
 
 # %% [markdown]
 # Exercises. (1) Skip dead groups and draw problems until 32 live ones are found: is it
-# still the gradient of E[r]? (Yes, over the share of live groups: dead ones added 0.
-# But redraw the *same* problem until it is live, and each gradient is divided by that
-# problem's own chance to be live: another objective.) (2) K = 2, rewards 0.3 and 0:
-# show that the gradient at the reference is DPO's with beta = 0.3. (tests/test_rloo.py
-# does.) Next: GRPO divides by the group's spread.
+# still the gradient of E[r]? (Yes, divided by the share of live groups: dead ones added
+# 0. But redraw the *same* problem until it is live, and each gradient is divided by
+# that problem's own chance to be live: another objective.) (2) K = 2, rewards 0.3 and
+# 0: show that the gradient at the reference is DPO's with beta = 0.3.
+# (tests/test_rloo.py does.) Next: GRPO divides by the group's spread.

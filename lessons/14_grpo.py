@@ -15,7 +15,7 @@
 # You will see: which problems std favours, which answers the length does, which form of
 # a KL penalty in the loss holds the policy, and what the clip is for.
 #
-# Time: `quick` about 80 s on two CPU cores; `full` some eight minutes a seed there (the
+# Time: `quick` about 80 s on two CPU cores; `full` some four minutes a seed there (the
 # dials are in seed 0: half an hour more). Memory: about 2 GB.
 
 # %%
@@ -54,10 +54,10 @@ config = grpo.GRPOConfig(
 # %% [markdown]
 # ## By hand
 #
-# Four answers to one question, rewards 1, 1, 0, 0: mean 1/2, std √(1/3), so the
-# advantages are ±0.5 / 0.577 = ±0.866. In the mean over an answer's tokens, each token
-# gets that divided by the answer's length. *Dr. GRPO* ("done right") drops both
-# divisions: ±0.5 at every token.
+# Four answers to one question, rewards 1, 1, 0, 0: mean 1/2, std √(1/3) (the divisor is
+# K − 1), so the advantages are ±0.5 / 0.577 = ±0.866. In the mean over an answer's
+# tokens, each token gets that divided by the answer's length. *Dr. GRPO* ("done right")
+# drops both divisions: ±0.5 at every token.
 
 # %%
 tokens, mask, rewards = course.by_hand(tokenizer)
@@ -200,9 +200,9 @@ print("tokens of answers:", {key: round(value, 1) for key, value in said.items()
 # *no length* one each. Then a price on KL, put into the loss token by token, in four
 # forms, at the same beta. With d = log π − log π_ref of a token:
 #
-# - k1 = d. As a *loss* on fresh answers its gradient is 0 on average, summed over
-#   tokens. Here neither holds: dividing by the length pays for longer answers, and the
-#   second pass is stale (lesson 03). See what becomes of it.
+# - k1 = d. As a *loss*, summed over tokens of fresh answers, its mean gradient is 0.
+#   But we divide by the length, which pays for longer answers, and the second pass is
+#   stale (lesson 03). See what becomes of it.
 # - k2 = d²/2: the gradient of each choice's own KL(π ‖ ref).
 # - k3 = e^(−d) − 1 + d, the paper's: the gradient of each choice's own KL(ref ‖ π).
 # - ρ k3. At ρ = 1 its gradient is that of k2, sample by sample: only in the second pass
@@ -253,8 +253,8 @@ for name, dial in dials.items():
 few = [relative[name][1] for name in ("no std, K = 8", "std, K = 8")]
 figure, axes = plotting.new_figure(
     3,
-    f"Graded on a curve: {was:.2f} to {now:.2f} right. A problem of p = 0.05 weighs "
-    f"{few[1]:.0%} of an even one, without std {few[0]:.0%}",
+    f"Graded on a curve: {was:.2f} to {now:.2f} right (seed {settings.seed}). p = 0.05 "
+    f"weighs {few[1]:.0%} of p = 0.5, without std {few[0]:.0%}",
 )
 rise, price, curves = axes
 runs = course.runs_on_record(settings, run)
@@ -280,7 +280,7 @@ again = ["1 epoch", "2 epochs", "4 epochs", "broken: 4 epochs, no clip"]
 for axis, key, title, names in (
     (forms, "kl", "KL to the base, by form of the price", [plain, *by_form]),
     (words, "length", "tokens per answer", [plain, "no std", "no length", "Dr. GRPO"]),
-    (passes, "accuracy", "passes over the same answers", again),
+    (passes, "accuracy", "sampled accuracy, by passes over a draw", again),
     (clips, "clip_fraction", "share of tokens clipped", again),
 ):
     there = [name for name in names if name in dials]
@@ -288,6 +288,7 @@ for axis, key, title, names in (
         label = f"default ({name})" if name == plain else name
         plotting.draw_runs(axis, [dials[name]], "completions", key, label, color)
     axis.set_title(title)
+forms.set_yscale("symlog", linthresh=1)
 plotting.draw_runs(groups, runs or [run], "completions", "dead", "GRPO", "#1d3557")
 groups.set(ylim=(0, 1))
 groups.set_title("share of dead groups")
@@ -311,7 +312,8 @@ print(f"""
 - Tokens of right answers: {said["right before"]:.0f} to {said["right after"]:.0f}, of
   wrong ones: {said["wrong before"]:.0f} to {said["wrong after"]:.0f}.""")
 for name in [name for name in (plain, *by_form) if name in dials]:
-    print(f"- {name}: KL {dials[name]['kl'][0]:.2f} nats.")
+    right, nats = dials[name]["accuracy"][0], dials[name]["kl"][0]
+    print(f"- {name}: {right:.2f} right, KL {nats:.2f} nats.")
 results = [bootstrap(e.sampled.correct.mean(1)) for e in (before, after)]
 measure = "sampled accuracy on test problems, 95 % over problems"
 course.finish(settings, run, *results, measure)

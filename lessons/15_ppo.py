@@ -13,8 +13,8 @@
 # You will see: what the critic thinks of a careless answer, what λ and the clip do, and
 # accuracy with and without a critic, by answers and by time.
 #
-# Time: `quick` about 90 s on two CPU cores; `full` some ten minutes a seed there (the
-# dials are in seed 0: most of an hour more). Memory: about 2 GB.
+# Time: `quick` about 90 s on two CPU cores; `full` some six minutes a seed there (the
+# dials are in seed 0: half an hour more). Memory: about 2 GB.
 
 # %%
 import copy
@@ -104,9 +104,9 @@ for A, ratio in ((1, 0.7), (1, 1.0), (1, 1.3), (-1, 0.7), (-1, 1.0), (-1, 1.3)):
 # ## Predict
 
 # %%
-print("The careless answer skips its last step: it writes #### after two. By how much")
-print("does the trained critic's guess (0 to 1) fall when it reads that ####?")
-my_guess = 0.5  # edit me
+print("The careless answer skips its last step: it writes #### after two. How does the")
+print("trained critic's guess (0 to 1) change as it reads that ####? (-: it falls)")
+my_guess = -0.5  # edit me
 
 # %% [markdown]
 # ## One run
@@ -193,16 +193,17 @@ run["thoughts"] = thoughts
 texts, guesses = thoughts["careless"]
 gave_up = texts.index("####")
 fall = guesses[gave_up - 1] - guesses[gave_up]
-course.predict("The guess falls at the careless #### by", my_guess, fall)
+course.predict("The guess changes at the careless #### by", my_guess, -fall)
 
 # %% [markdown]
 # *Explained variance* grades a critic: 1 − Var(earned − guess) / Var(earned), over the
-# tokens of fresh answers, before it learns from them. 0 is a constant guess, 1 is
-# clairvoyance; what the policy leaves to chance keeps even the best below 1.
+# tokens of fresh answers, before it learns from them. 0 is a constant guess, below 0 is
+# worse than that, 1 is clairvoyance; what the policy leaves to chance keeps even the
+# best below 1.
 #
-# Two leashes beside the clip: a pass is not taken once the policy has moved by more
-# than 0.05 nats per token since the draw (`kl_stop`: *stopped early*), and TRPO, PPO's
-# elder, would allow about 0.01.
+# One leash beside the clip: a pass is not taken once the policy has moved by more than
+# 0.05 nats per token since the draw (`kl_stop`: *stopped early*). TRPO, an older method
+# than PPO, would allow about 0.01.
 
 # %%
 known = series["explained_variance"]
@@ -210,27 +211,30 @@ quarters = [f"{np.mean(part):.2f}" for part in np.array_split(known, 4) if len(p
 careless = np.mean(series["style_careless"][-len(known) // 4 :])
 print(f"explained variance, by quarters of the run: {', '.join(quarters)}")
 moved, edge = np.array(series["approx_kl"]), np.array(series["clip_fraction"])
-print(f"away from the policy that drew: {moved.mean():.4f} nats per token, at most "
-      f"{moved.max():.4f}; past TRPO's usual 0.01: {np.mean(moved > 0.01):.0%}")
-print(f"tokens clipped: {edge.mean():.1%}, at most {edge.max():.1%}; "
+print(f"moved since the draw, before its last step: {moved.mean():.4f} nats a "
+      f"token, at most {moved.max():.4f}; past 0.01: {np.mean(moved > 0.01):.0%}")
+print(f"tokens clipped in the last step: {edge.mean():.1%}, at most {edge.max():.1%}; "
       f"updates stopped early: {np.mean(series['stopped_early']):.0%}")  # fmt: skip
 
 # %% [markdown]
-# TRPO, PPO's elder, demands what PPO hopes for: improve, but keep KL(π_old ‖ π), mean
-# per token, below a fixed δ. It finds the direction that gains most per KL (conjugate
-# gradients on second derivatives), and shortens the step until the measured KL is below
-# δ and the gain is real. The clip guarantees nothing: it takes a pull away, while
-# momentum and other tokens' pulls go on. The KL above is whatever came of it.
+# TRPO demands what PPO hopes for: improve, but keep KL(π_old ‖ π), mean per token,
+# below a fixed δ. It finds the direction that gains most per KL (conjugate gradients on
+# second derivatives), and shortens the step until the measured KL is below δ and the
+# gain is real. The clip guarantees nothing: it takes a pull away, while momentum and
+# other tokens' pulls go on. The KL above is whatever came of it.
 #
 # ## Dials, and breaking it
 #
-# Runs of 4,096 answers. λ from 0 to 1, a critic on a shared trunk, no critic (λ = 1,
-# V = 0), and what the clip is for: four steps on the same answers, with the clip and,
-# broken, without it and without the early stop. Last, those four steps all the way:
-# too slow for two cores as this lesson's headline, and worth knowing.
+# Runs of 4,096 answers. λ from 0 to 1: the smaller, the more a token's pull is made of
+# guesses, right or wrong. A critic on a shared trunk, no critic (λ = 1, V = 0), and
+# what the clip is for: four passes over the same answers, with the clip and, broken,
+# without it and without the early stop. Last, those four passes all the way: too slow
+# for two cores as this lesson's headline, and worth knowing. All these take one step a
+# pass; the headline's two, each on half of the answers, cost no more time.
 
 # %%
 short = replace(config, updates=settings.pick(1, 16, 16))
+whole = replace(short, minibatches=1, lr=8e-4)  # one step a pass
 
 
 def as_they_are(advantages, mask):
@@ -239,22 +243,27 @@ def as_they_are(advantages, mask):
 
 
 # %%
-free = replace(short, lr=4e-4, epochs=4, eps_low=1.0, eps_high=1e9, kl_stop=None)
+four = replace(whole, lr=4e-4, epochs=4)
+free = replace(four, eps_low=1.0, eps_high=1e9, kl_stop=None)
 trials = {  # name: (config, other arguments)
-    "lr 2e-4": (replace(short, lr=2e-4), {}),
-    "lr 4e-4": (replace(short, lr=4e-4), {}),
-    "lr 8e-4": (replace(short, lr=8e-4), {}),
-    "lr 1.6e-3": (replace(short, lr=1.6e-3), {}),
-    "1 epoch": (replace(short, epochs=1), {}),
-    "4 epochs, lr 4e-4": (replace(short, lr=4e-4, epochs=4), {}),
-    "λ 1": (replace(short, lam=1.0), {}),
-    "λ 0": (replace(short, lam=0.0), {}),
-    "λ 0.5": (replace(short, lam=0.5), {}),
-    "shared trunk": (short, {"layout": "shared"}),
-    "not whitened": (short, {"scale": as_they_are}),
-    "no critic": (replace(short, lam=1.0), {"layout": "none"}),
+    "2 minibatches, lr 2e-4": (replace(short, lr=2e-4), {}),
+    "2 minibatches, lr 4e-4": (short, {}),
+    "2 minibatches, lr 8e-4": (replace(short, lr=8e-4), {}),
+    "4 minibatches, lr 4e-4": (replace(short, minibatches=4), {}),
+    "lr 2e-4": (replace(whole, lr=2e-4), {}),
+    "lr 4e-4": (replace(whole, lr=4e-4), {}),
+    "lr 8e-4": (whole, {}),
+    "lr 1.6e-3": (replace(whole, lr=1.6e-3), {}),
+    "1 epoch": (replace(whole, epochs=1), {}),
+    "4 epochs, lr 4e-4": (four, {}),
+    "λ 1": (replace(whole, lam=1.0), {}),
+    "λ 0": (replace(whole, lam=0.0), {}),
+    "λ 0.5": (replace(whole, lam=0.5), {}),
+    "shared trunk": (whole, {"layout": "shared"}),
+    "not whitened": (whole, {"scale": as_they_are}),
+    "no critic": (replace(whole, lam=1.0), {"layout": "none"}),
     "broken: 4 epochs, no clip": (free, {}),
-    "16,384, 4 epochs, lr 4e-4": (replace(config, lr=4e-4, epochs=4), {}),
+    "16,384, 4 epochs, lr 4e-4": (replace(four, updates=config.updates), {}),
 }
 
 # %%
@@ -267,7 +276,8 @@ course.print_dials(dials)
 # (Seconds are those of the machine of the record, and of what else it was doing.)
 
 # %%
-default = next(name for name, trial in trials.items() if trial == (short, {}))
+best, default = (next(n for n, trial in trials.items() if trial == (each, {}))
+                 for each in (short, whole))  # fmt: skip
 names = {default: "own network", "shared trunk": "shared trunk", "no critic": "none"}
 rivals = {names[key]: dials[key] for key in names if key in dials}
 shortest = min((row["seconds"] for row in rivals.values()), default=0.0)
@@ -281,16 +291,17 @@ names = "4 epochs, lr 4e-4", "broken: 4 epochs, no clip"
 fours = {name: dials[name] for name in names if name in dials}
 for name, row in fours.items():
     far = max(row["series"]["approx_kl"])
-    print(f"{name}: {row['accuracy'][0]:.3f} right; moved {far:.4f} nats at most")
+    print(f"{name}: {row['accuracy'][0]:.3f} right; before a draw's last step at most "
+          f"{far:.4f} nats a token away")  # fmt: skip
 
 # %% [markdown]
 # ## The figures
 
 # %%
 (was, *_), (now, *_) = run["sampled"]
-hope = f"{guesses[gave_up - 1]:.2f} to {guesses[gave_up]:.2f}"
-message = f"Credit for every token: {was:.2f} to {now:.2f} right; at the careless #### "
-message += f"the critic's guess goes from {hope}"
+moves = "hardly moves" if abs(fall) < 0.1 else "falls" if fall > 0 else "rises"
+message = f"Credit for every token: {was:.2f} to {now:.2f} right (seed "
+message += f"{settings.seed}); at a careless #### the critic's guess {moves}"
 figure, axes = plotting.new_figure(2, message, rows=2, width=6.2)
 rise, price, *walks = axes
 runs = course.runs_on_record(settings, run)
@@ -322,7 +333,7 @@ for color, (name, row) in zip(plotting.COLORS, fours.items(), strict=False):
     plotting.draw_runs(leash, [trace], "completions", "accuracy", name, color, 3)
     leash.legend()
 leash.set(xlabel="answers drawn", ylabel="sampled accuracy", ylim=(0, 1))
-leash.set_title("four steps on each batch")
+leash.set_title("four passes over each draw")
 plotting.draw_base(leash, base)
 dials_path = settings.figure_path.with_name(f"{settings.lesson}_dials.png")
 plotting.save_figure(figure, dials_path)
@@ -337,9 +348,14 @@ print(f"""
 - At the careless #### the guess changes by {-fall:+.2f}. Of the last quarter's answers
   {careless:.1%} were careless: a critic knows the answers that its policy gives.
 - Explained variance, first and last quarter: {quarters[0]}, {quarters[-1]}.""")
-course.compare_dials(dials, default, "no critic", "A critic or none")
+for name in [name for name in ("λ 0", "λ 0.5", default, "λ 1") if name in dials]:
+    row, value = dials[name], trials[name][0].lam
+    print(f"- λ {value:g}: {row['accuracy'][0]:.3f} right, KL {row['kl'][0]:.2f} nats.")
+course.compare_dials(dials, default, "no critic", "A critic (λ 0.95) or none (λ 1)")
+course.compare_dials(dials, "λ 1", "no critic", "A critic or none, both at λ 1")
 course.compare_dials(dials, default, "shared trunk", "Its own network or a trunk")
 course.compare_dials(dials, default, "not whitened", "Whitening or not")
+course.compare_dials(dials, best, default, "Two steps a pass, or one")
 course.compare_dials(dials, default, names[0], "Two passes over each draw, or four")
 course.compare_dials(dials, *names, "Four passes, with the clip or without")
 course.compare_dials(dials, list(trials)[-1], names[0], "Four times the answers")

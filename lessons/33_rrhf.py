@@ -14,7 +14,7 @@
 # You will see: which pairs are in the wrong order before any training; what ranking
 # does alone, and imitation alone; whose answers to rank; and what a length is good for.
 #
-# Time: `quick` about 60 s on two CPU cores; `full` some eight minutes a seed there (the
+# Time: `quick` about 60 s on two CPU cores; `full` some four minutes a seed there (the
 # dials are in seed 0). Memory: about 2 GB.
 
 # %%
@@ -59,20 +59,21 @@ config = rrhf.RRHFConfig(
 # %% [markdown]
 # ## By hand
 #
-# Four answers to one question, two right, two wrong: four pairs. p is the mean
-# log-probability of a token. A pair in which the wrong one has the higher p gives
-# −∇p to the wrong one and +∇p to the right one; and ∇p is ∇ log π divided by the
-# *length*: the shorter the answer, the harder each of its tokens is moved.
+# Four answers to one question, two right, two wrong: four pairs. The score s is the
+# mean log-probability of a token. A pair in which the wrong one has the higher s gives
+# −∇s to the wrong one and +∇s to the right one; and ∇s is ∇ log π divided by the
+# *length*: the shorter the answer, the harder each of its tokens is moved. Imitation
+# has weight 100 here, 1 in the paper; the dials say why.
 
 # %%
 tokens, mask, rewards = course.by_hand(tokenizer)
 with torch.no_grad():
     scored = reference, tokens.to(settings.device), mask.to(settings.device)
     logprobs = token_logprobs(*scored).cpu()  # (4, S)
-p, pushes = rrhf.scores(logprobs, mask).tolist(), [0] * 4
-print("p:", "  ".join(f"{x:.3f}" for x in p), " lengths:", mask.sum(1).tolist())
+s, pushes = rrhf.scores(logprobs, mask).tolist(), [0] * 4
+print("s:", "  ".join(f"{x:.3f}" for x in s), " lengths:", mask.sum(1).tolist())
 for right, wrong in itertools.product((0, 1), (2, 3)):
-    if p[wrong] + config.margin > p[right]:
+    if s[wrong] + config.margin > s[right]:
         pushes[right] += 1
         pushes[wrong] -= 1
 by_hand = torch.tensor(pushes) / mask.sum(1)
@@ -311,8 +312,8 @@ course.print_dials(dials)
 (was, *_), (now, *_) = run["sampled"]
 figure, (rise, price, asks) = plotting.new_figure(
     3,
-    f"RRHF: {was:.2f} to {now:.2f} right; ranked by mean log-probability, "
-    f"{1 - violated:.0%} of the base's pairs were in order",
+    f"RRHF, imitation x {config.sft_weight:g}: {was:.2f} to {now:.2f} right (seed "
+    f"{settings.seed}); {1 - violated:.0%} of the base's pairs were in order already",
 )
 runs = course.runs_on_record(settings, run)
 plotting.draw_rise(rise, runs, run, settings.preset, base, "RRHF")
@@ -341,7 +342,8 @@ for style, color in plotting.STYLE_COLORS.items():
     share = np.array([dial["styles"][f"style_{style}"] for dial in dials.values()])
     mix.barh(range(len(dials)), share, left=bottom, color=color, label=style)
     bottom += share
-mix.set(xlabel="share of answers", ylim=(len(dials) - 0.5, -0.5), yticks=[])
+mix.set(xlabel="share of answers, rows as on the left", yticks=[])
+mix.set(ylim=(len(dials) - 0.5, -0.5))
 mix.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, fontsize=8)
 for kind, color in (("right", plotting.COLORS[2]), ("wrong", plotting.COLORS[1])):
     line = series["update"], series[f"score_{kind}"]

@@ -55,6 +55,8 @@ def save(path: str | Path, state: dict) -> None:
     sha256 = hashlib.sha256(payload).hexdigest()
     header = HEADER.format(VERSION, sha256, len(payload)).encode()
     path = Path(path)
+    if not path.name or "\0" in str(path):
+        raise CheckpointError(f"cannot save {str(path)!r}: it names no file")
     # In the same directory: a rename is atomic only within one file system.
     new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     spare = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
@@ -245,7 +247,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _previous(path: Path) -> Path:
-    return path.with_name(path.name + ".previous")
+    return path.parent / f"{path.name}.previous"
 
 
 def _older(path: Path) -> str:

@@ -490,14 +490,14 @@ def _judge(
     greedy = sample_answers(policy, tokenizer, problems, 1, greedy=True)
     nats = distance(tokenizer, policy, reference, problems, draw)
     asked = [problem for problem in problems for _ in range(4)]
-    texts = [text for row in sampled.texts for text in row]
+    ended = np.where(sampled.truncated, "", np.array(sampled.texts, dtype=object))
     return {
         "accuracy": as_list(bootstrap(sampled.correct.mean(1))),
         "greedy": as_list(bootstrap(greedy.correct[:, 0])),
         "kl": as_list(nats),
         "length": float(sampled.lengths.mean()),
         "pass_at_4": float(pass_at_k(sampled.correct, 4).mean()),
-        "styles": style_shares(asked, texts),
+        "styles": style_shares(asked, ended.flatten().tolist()),
     }
 
 

@@ -249,7 +249,8 @@ def bootstrap(
 ) -> Estimate:
     """Mean over problems, and the middle 95 % of the means of resampled problem sets.
 
-    `statistic` maps means of columns (..., M) to (...), for what is no mean itself.
+    `statistic` maps means of columns (..., M) to (...), for what is no mean itself; nan
+    where it has no value, and such resamples are left out.
     Equal values give width zero, which is too sure: after N successes out of N, the
     truth may still be as low as about 1 - 3 / N.
 
@@ -276,7 +277,7 @@ def bootstrap(
     value, means = centred.mean(0) + values[0], np.concatenate(means) + values[0]
     if statistic is not None:
         value, means = statistic(value), statistic(means)
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = np.nanquantile(means, [0.025, 0.975])
     return Estimate(float(value), float(low), float(high))
 
 
@@ -299,7 +300,7 @@ def gap_closed(
     """Which share of the way from `before` to `ceiling` was gone: 1 is all of it.
 
     (mean after - mean before) / (mean ceiling - mean before), the three resampled
-    together, problem by problem.
+    together, problem by problem. Resampled sets without a gap are left out.
 
     Shapes: (N,) each, accuracies on the same problems.
     Raises: ValueError when shapes differ or there is no gap, and as `bootstrap`.
@@ -314,7 +315,8 @@ def gap_closed(
 
     def share(means: np.ndarray) -> np.ndarray:
         low, now, high = np.moveaxis(means, -1, 0)
-        return np.divide(now - low, high - low, out=np.ones_like(low), where=high > low)
+        way, none = high - low, np.full_like(low, np.nan)
+        return np.divide(now - low, way, out=none, where=way > 0)
 
     return bootstrap(np.stack(columns, 1), statistic=share, seed=seed)
 
@@ -354,12 +356,16 @@ def summary(answers: Answers, *, seed: int = 0) -> dict[str, Estimate]:
 def style_shares(
     problems: Sequence[Problem], texts: Sequence[str]
 ) -> dict[str, float]:
-    """Share of each style among answers: text i answers problem i. Units: [0, 1]."""
+    """Share of each style among answers: text i answers problem i. Units: [0, 1].
+
+    "other" is all else, second-skill answers too: the shares sum to 1.
+    """
     if not texts or len(texts) != len(problems):
         found = f"{len(texts) or 'no'} texts for {len(problems)} problems"
         raise ValueError(f"style_shares: {found}; there must be one for each")
     pairs = zip(problems, texts, strict=True)
     counts = Counter(style_of(problem, text) for problem, text in pairs)
+    counts["other"] += counts["skill"]
     names = (*STYLES, "other")
     return {f"style_{name}": counts[name] / len(texts) for name in names}
 
@@ -370,15 +376,16 @@ def answer_metrics(
     """What every algorithm reports of the answers it drew, before learning from them.
 
     reward (mean over answers), truncated (share without EOS), length (mean tokens, EOS
-    included), style_<name> (shares). Shapes: P problems, rewards of P x K answers.
-    Raises: ValueError for other numbers of problems or rewards.
+    included), style_<name> (shares; what was cut is "other"). Shapes: P problems,
+    rewards of P x K answers. Raises: ValueError for other numbers of either.
     """
     counts = {"problems": len(problems) * rollout.samples, "rewards": rewards.numel()}
     for name, count in counts.items():
         if count != len(rollout.tokens):
             answers = f"{count} answers; the rollout has {len(rollout.tokens)}"
             raise ValueError(f"answer_metrics: {name} of {answers}")
-    texts = [tokenizer.decode_response(ids) for ids in rollout.responses()]
+    answers = zip(rollout.responses(), rollout.truncated.tolist(), strict=True)
+    texts = ["" if cut else tokenizer.decode_response(ids) for ids, cut in answers]
     asked = [problem for problem in problems for _ in range(rollout.samples)]
     return {
         "reward": rewards.mean().item(),
@@ -561,7 +568,7 @@ def measured_kl(
     answers sampled from `model` the expectation is the KL of whole answers (chain
     rule), with less noise than summed log-ratios, and no answer counts less than 0.
 
-    Shapes: -> (B,). Units: nats, both models at the rollout's temperature.
+    Shapes: -> (B,). Units: nats, >= 0, both models at the rollout's temperature.
     Reduction: sum over live tokens, `rows` answers at a time. Gradient: none.
     Raises: ValueError for a greedy rollout: its visits are no samples of the policy.
     """
@@ -580,7 +587,7 @@ def measured_kl(
         live = exact_kl(logits, ref_logits)  # (live,)
         kl = torch.zeros(mask.shape, dtype=live.dtype, device=live.device)
         sums.append(kl.masked_scatter(mask, live).sum(1))
-    return torch.cat(sums)  # (B,)
+    return torch.cat(sums).clamp(min=0.0)  # (B,), rounding aside
 
 
 # --- what is refused ----------------------------------------------------------------

@@ -160,7 +160,9 @@ def sequence_sum(x: Tensor, mask: Tensor, count: float | None = None) -> Tensor:
     return total / normaliser(count, int(mask.any(1).sum()))
 
 
-# KL(policy ‖ reference), from samples of the policy and exactly
+# KL(policy ‖ reference), from samples of the policy and exactly. What is said of a
+# gradient holds for sums over an answer: weights that look at it, such as 1 / its
+# length, change the gradient.
 
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
@@ -265,7 +267,7 @@ def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
     Divide both logits by the sampling temperature first. Summed along sampled sequences
     it estimates the sequence KL, with less variance than k1.
 
-    Shapes: logits, ref_logits (..., V) -> (...). Units: nats, >= 0.
+    Shapes: logits, ref_logits (..., V) -> (...). Units: nats, >= 0 but for rounding.
     Gradient: through logits only, that of this position's own KL.
     Raises: TypeError for logits that are not floats; ValueError for unequal shapes or
         logits that are not finite.

@@ -40,6 +40,7 @@ plt.rcParams |= {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
+    "axes.prop_cycle": plt.cycler(color=COLORS),
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "legend.fontsize": 9,

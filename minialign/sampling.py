@@ -120,7 +120,8 @@ def rescore(model: Model, rollout: Rollout, parts: Iterable[Tensor]) -> Tensor:
     for rows in parts:
         part = rollout.select(rows)
         scored = model, part.tokens, part.mask, rollout.temperature
-        logprobs[rows, : part.mask.shape[1]] = token_logprobs(*scored)
+        found = token_logprobs(*scored).to(logprobs)  # (b, s)
+        logprobs[rows, : part.mask.shape[1]] = found
     return logprobs
 
 
@@ -171,8 +172,9 @@ def generate(
 
     `greedy` takes the likeliest token and records its log-prob at temperature 1. A row
     stops at its first EOS or after `max_new_tokens`. Every row owns max_new_tokens of
-    the generator's numbers, used or not: what it draws does not depend on other rows.
-    `chunk` prompts are answered at a time, which bounds memory; None: all at once.
+    the generator's numbers, used or not: what it draws depends on how many rows there
+    are, never on what they say. `chunk` prompts are answered at a time, which bounds
+    memory and changes the draws; None: all at once.
 
     Shapes: N prompts -> a Rollout of B = N * samples rows.
     Gradient: none. Leaves torch's global generator and the model's mode alone.

@@ -480,15 +480,15 @@ def shape_rewards_for_drifting(rewards, logprobs, ref_logprobs, mask, beta):
 
 
 @imitates(reinforce.train)
-def reinforce_train_with_a_warmer_reference(policy, *args, **options):
+def reinforce_train_with_a_warmer_reference(*args, **options):
     """T30: the reference is scored at temperature 1, whatever the policy's is."""
-    right = reinforce.token_logprobs
+    right = reinforce.rescore
 
-    def scored(model, tokens, mask, temperature):
-        return right(model, tokens, mask, temperature if model is policy else 1.0)
+    def warmer(model, rollout, parts):
+        return right(model, replace(rollout, temperature=1.0), parts)
 
-    with mock.patch.object(reinforce, "token_logprobs", scored):
-        yield from reinforce.train(policy, *args, **options)
+    with mock.patch.object(reinforce, "rescore", warmer):
+        yield from reinforce.train(*args, **options)
 
 
 # remax

@@ -392,6 +392,11 @@ def test_places_where_nothing_can_be_saved(path):
     folder.mkdir()
     with pytest.raises(CheckpointError, match="s a directory"):
         save(folder, state_of(1))
+    for nameless in "", path.with_name("a\0b"):
+        with pytest.raises(CheckpointError, match="it names no file"):
+            save(nameless, state_of(1))
+        with pytest.raises(CheckpointError, match="cannot load"):
+            load(nameless)
     assert names(path) == ["folder", "run.pt"]
 
 

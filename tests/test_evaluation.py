@@ -1,5 +1,6 @@
 """Evaluation against brute force: every subset, every answer, every resample."""
 
+import copy
 import itertools
 import math
 import random
@@ -528,6 +529,11 @@ def test_measured_kl_does_not_depend_on_chunks_or_padding():
         torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
     assert not whole.requires_grad
     assert torch.equal(measured_kl(policy, policy, rollout), torch.zeros_like(whole))
+    near = copy.deepcopy(policy).float()
+    with torch.no_grad():
+        for weight in near.parameters():
+            weight *= 1 + 1e-7
+    assert (measured_kl(near, copy.deepcopy(policy).float(), rollout) >= 0).all()
     lengths = (rollout.prompt_lengths + rollout.lengths())[:, None]
     padding = torch.arange(rollout.tokens.shape[1]) >= lengths
     rollout.tokens[padding] = 3
@@ -837,6 +843,12 @@ def test_a_gap_that_is_none_is_refused(after, ceiling, message):
         gap_closed(np.zeros(2), after, ceiling)
 
 
+def test_resampled_sets_without_a_gap_say_nothing_of_it():
+    """Twice the second problem: nowhere to go. Twice the first: 0. Both: -1."""
+    found = gap_closed(np.array([0, 1]), np.zeros(2), np.ones(2))
+    assert (found.value, found.low, found.high) == (-1, -1, 0)
+
+
 def test_shares_of_styles_count_texts():
     problem = Problem("?", Fraction(27), "groups", 2, "t")
     texts = ["#### 27", "#### 1", "<<1+2=3>>\n#### 3", "nothing"]
@@ -848,6 +860,9 @@ def test_shares_of_styles_count_texts():
         "style_showy": 0,
         "style_other": 0.25,
     }
+    skill = Problem("?", "b a", "reverse", 1, "s")
+    both = style_shares([problem, skill], ["#### 27", "b a"])
+    assert both["style_terse"] == both["style_other"] == 0.5
     with pytest.raises(ValueError, match="no texts"):
         style_shares([], [])
 
@@ -856,7 +871,7 @@ def test_answer_metrics_are_means_over_all_answers():
     """Two samples for each of two problems; one answer has no EOS within its budget."""
     tokenizer = Tokenizer([bytes([value]) for value in range(256)])
     problems = [Problem("?", Fraction(n), "groups", 2, "t") for n in (27, 3)]
-    answers = ["#### 27", "<<1+2=3>>\n#### 3", "<<1+2=3>>\n#### 3", "####"]
+    answers = ["#### 27", "<<1+2=3>>\n#### 3", "<<1+2=3>>\n#### 3", "#### 3"]
     ids = [tokenizer.encode(text) for text in answers]
     ids = [[*row, tokenizer.eos_id] for row in ids[:3]] + ids[3:]
     longest = max(map(len, ids))
@@ -871,7 +886,7 @@ def test_answer_metrics_are_means_over_all_answers():
     assert answer_metrics(problems, rollout, rewards, tokenizer) == {
         "reward": 0.625,
         "truncated": 0.25,
-        "length": (8 + 17 + 17 + 4) / 4,
+        "length": (8 + 17 + 17 + 6) / 4,
         "style_worked": 0.0,
         "style_terse": 0.25,
         "style_careless": 0.5,

@@ -121,12 +121,12 @@ def test_a_flipped_sign_descends():
     assert world.cosine(ascent(centred_advantages, sign=-1), expected) < -0.999
 
 
-def kl_gradient(term):
-    """(7, 3): E[∇ Σ_t term_t] on fresh samples."""
+def kl_gradient(term, reduction=by_constant):
+    """(7, 3): E[∇ Σ_t term_t] on fresh samples, or with other weights."""
 
     def loss(rows, logprobs, mask):
         args = logprobs, logprobs.detach(), REF_LOGPROBS[rows], mask
-        return 4 * (by_constant(mask, 4) * term(*args)).sum()
+        return 4 * (reduction(mask, 4) * term(*args)).sum()
 
     return world.expected_gradient(loss, LOGITS)
 
@@ -170,6 +170,18 @@ def test_each_kl_term_has_the_gradient_it_claims(term, divergence):
     close(kl_gradient(term), choice_by_choice(divergence))
     whole = world.gradient(lambda x: world.sequence_kl(x, REFERENCE), LOGITS)
     assert (kl_gradient(term) - whole).abs().max() > 0.02
+    # The control: divided by lengths, k1 has a gradient, the others have another one.
+    divided, claim = kl_gradient(term, per_sequence), choice_by_choice(divergence)
+    assert divided.norm() > 0.01
+    assert term is k1_term or 1 - world.cosine(divided, claim) > 1e-3
+
+
+def test_k1_divided_by_lengths_pays_for_length_whatever_the_reference():
+    """E[(1 / |y|) ∇ log π(y)] = ∇ E[1 / |y|]: descent makes answers longer."""
+    slope = world.gradient(
+        lambda x: world.probabilities(x) @ (1 / world.MASK.sum(1).double()), LOGITS
+    )
+    close(kl_gradient(k1_term, per_sequence), 4 * slope)
 
 
 # Part 2: advantages, weights and the clip
@@ -678,6 +690,7 @@ def test_micro_batches_bound_memory_and_change_nothing(reduction):
     config = replace(CONFIG, updates=2, beta=0.2, epochs=2, minibatches=2)
     more = {"sizes": (100, 5, 1), "floor": 1e-9, "reduction": reduction}
     training.check_micro_batches(run, config, **more)
+    training.check_reference_in_parts(run, config, reduction=reduction)
 
 
 def test_groups_without_a_difference_are_counted_and_move_nothing():

@@ -670,7 +670,7 @@ def test_the_price_of_kl_follows_the_measured_kl():
 
 CONFIG = ppo.PPOConfig(
     updates=4, prompts=2, samples=6, max_new_tokens=3, lr=1e-2, critic_lr=1e-2,
-    warmup=3, micro_batch=8, kl_stop=None,
+    warmup=3, micro_batch=8, kl_stop=None, minibatches=1,
 )  # fmt: skip
 
 
@@ -961,6 +961,34 @@ def test_micro_batches_bound_memory_and_change_nothing():
     config = replace(CONFIG, updates=2, beta=0.2, entropy_coef=0.1, minibatches=2)
     more = {"sizes": (100, 4, 1), "models": ("policy", "critic"), "floor": 1e-9}
     training.check_micro_batches(run, config, critic=new_critic, **more)
+    training.check_reference_in_parts(run, config)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_half_precision_is_scored_in_float32(layout):
+    policy = base().bfloat16()
+    critic = LAYOUTS[layout](policy)
+    tokens, mask = torch.ones(2, 5).long(), torch.ones(2, 4).bool()
+    scored = ppo.score_tokens(policy, critic, tokens, mask, 1.0)
+    assert {x.dtype for x in scored} == {torch.float32}
+    metrics = list(run(policy, replace(CONFIG, updates=2), critic=critic))
+    assert metrics[0]["ratio_first"] == 0 and metrics[-1]["grad_norm"] > 0
+
+
+def test_an_update_may_stop_before_its_first_step(monkeypatch):
+    """As where the policy drops out units, and scores an answer differently twice."""
+    score, calls = ppo.score_tokens, []
+
+    def unsteady(*args):
+        calls.append(args)
+        logprobs, *others = score(*args)
+        return logprobs * (1 + 0.1 * len(calls)), *others
+
+    monkeypatch.setattr(ppo, "score_tokens", unsteady)
+    policy, config = base(), replace(CONFIG, updates=1, kl_stop=1e-9)
+    (metrics,) = run(policy, config)
+    assert metrics["epochs_done"] == metrics["grad_norm"] == 0
+    training.assert_same_bits(dict(policy.state_dict()), dict(base_weights()))
 
 
 def test_the_critics_target_is_not_whitened(monkeypatch):

@@ -477,7 +477,7 @@ def test_one_update_by_hand(monkeypatch, temperature):
     twin = copy.deepcopy(policy)
     metrics = next(run(policy, config, reference=reference))
 
-    assert [x.requires_grad for _, x in scored] == [False, True, True, True]
+    assert [x.requires_grad for _, x in scored] == [True, True, True]
     rollout, greedy = (result for _, result in drawn)
     assert greedy.greedy and greedy.samples == 1 and rollout.samples == 2
     asked = [problem.question for problem in (*PROBLEMS, PROBLEMS[0])]
@@ -563,6 +563,7 @@ def test_scoring_repeats_the_sampler(monkeypatch):
 def test_micro_batches_bound_memory_and_change_nothing(weigh):
     config = replace(CONFIG, updates=2, beta=0.2)
     training.check_micro_batches(run, config, weigh=weigh)
+    training.check_reference_in_parts(run, config, weigh=weigh)
 
 
 def test_an_answer_that_does_not_end_earns_nothing_and_is_counted():

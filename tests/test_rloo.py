@@ -572,7 +572,7 @@ def test_one_update_by_hand(monkeypatch, temperature):
     twin = copy.deepcopy(policy)
     metrics = next(run(policy, config, reference=reference))
 
-    assert [x.requires_grad for _, x in scored] == [False, True, True, True]
+    assert [x.requires_grad for _, x in scored] == [True, True, True]
     ((_, rollout),) = drawn
     rewards = judged(rollout)  # (12,)
     nats = row_nats(twin, rollout, temperature)  # (12,)
@@ -598,6 +598,7 @@ def test_scoring_repeats_the_sampler(monkeypatch):
 
 def test_micro_batches_bound_memory_and_change_nothing():
     training.check_micro_batches(run, replace(CONFIG, updates=2, beta=0.2))
+    training.check_reference_in_parts(run, replace(CONFIG, updates=1))
 
 
 def test_dead_groups_are_counted_and_teach_nothing(monkeypatch):

@@ -435,6 +435,15 @@ def test_rescoring_is_done_in_the_parts_it_is_given(temperature):
     torch.testing.assert_close(found, rollout.logprobs, atol=1e-5, rtol=0)
 
 
+def test_a_reference_may_have_another_precision():
+    model = GPT(GPTConfig(V, CONTEXT, dim=16, layers=1, heads=2, kv_heads=1), dice())
+    rollout = roll(Policy(OFTEN), samples=2)
+    found = rescore(model, rollout, rollout.micro_batches(2))
+    expected = token_logprobs(model, rollout.tokens, rollout.mask, 1.0)
+    assert expected.dtype != found.dtype == rollout.logprobs.dtype
+    torch.testing.assert_close(found, expected.detach().to(found), atol=1e-5, rtol=0)
+
+
 def test_a_rollout_moves_whole():
     rollout = roll(Policy(OFTEN)).to(torch.device("meta"))
     tensors = [x for x in vars(rollout).values() if isinstance(x, torch.Tensor)]

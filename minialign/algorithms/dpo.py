@@ -60,7 +60,7 @@ class DPOConfig:
     warmup: int = 5  # updates of linear warm-up; then linear decay to 0 over the run
     max_grad_norm: float = 1.0  # gradients longer than this are scaled down
     micro_batch: int = 32  # pairs per backward pass: bounds memory, not the result
-    chunk: int = 128  # problems drawn at a time: bounds memory
+    chunk: int = 128  # problems drawn at a time: bounds memory, and changes the draws
 
 
 def logistic(h: Tensor, beta: float) -> Tensor:

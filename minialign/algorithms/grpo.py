@@ -103,12 +103,15 @@ def by_constant(mask: Tensor, max_new_tokens: int) -> Tensor:
 
 
 def per_token(mask: Tensor, max_new_tokens: int) -> Tensor:
-    """w = 1 / live slots of the batch, DAPO's: every token weighs the same."""
+    """w = 1 / live slots of the batch: every token weighs the same; DAPO's by its code
+    (by its equation, every group weighs the same, and tokens within it)."""
     return mask.double() / mask.sum()
 
 
 def k1_term(logprobs: Tensor, old: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
-    """k1: on fresh answers, as a loss, no expected gradient. See minialign.logprobs."""
+    """k1: on fresh answers, as a loss, no expected gradient. See minialign.logprobs.
+    All three hold with `by_constant`. With `per_sequence` k1 at ratio 1 turns A into
+    A − beta, so it pays for length; k2 and k3 too weigh choices by what followed."""
     return kl_k1(logprobs, ref, mask)
 
 

@@ -35,13 +35,12 @@ from minialign.logprobs import (
     logprobs_from_logits,
     probability_ratio,
     sequence_sum,
-    token_logprobs,
     token_mean,
 )
 from minialign.model import GPT, ScalarHead
 from minialign.problems import Problem
 from minialign.rewards import Reward, score
-from minialign.sampling import generate
+from minialign.sampling import generate, rescore
 from minialign.tokenizer import Tokenizer
 
 
@@ -56,16 +55,17 @@ class PPOConfig:
     temperature: float = 1.0  # of sampling and of scoring: one number [0.7]
     beta: float = 0.0  # reward paid per nat of KL; 0: no reference needed [0.05]
     epochs: int = 2  # times each answer is used [4]
-    minibatches: int = 1  # optimiser steps per epoch [1]
+    minibatches: int = 2  # optimiser steps per epoch [1]
     eps_low: float = 0.2  # clip below 1 - eps_low; 1: never, for ratios are > 0 [0.2]
     eps_high: float = 0.2  # clip above 1 + eps_high; 1e9: never [0.2]
     value_clip: float | None = 0.2  # reward units from the old value; None: off [0.2]
     kl_stop: float | None = 0.05  # nats per token since the draw; None: never [None]
     gamma: float = 1.0  # discount per token [1]
     lam: float = 0.95  # 1: trust what was earned; 0: trust the critic [0.95]
-    value_coef: float = 0.1  # weight of the critic's loss, for a shared trunk [0.1]
+    value_coef: float = 0.1  # weight of the critic's token mean beside the policy's
+    #  sequence sums, for a shared trunk [0.1, beside token means: weighs more there]
     entropy_coef: float = 0.0  # bonus for the mean entropy per token, nats [0]
-    lr: float = 8e-4  # AdamW's peak, policy [3e-6, for 1 billion weights]
+    lr: float = 4e-4  # AdamW's peak, policy [3e-6, for 1 billion weights]
     critic_lr: float = 1e-3  # AdamW's peak, critic [the policy's]
     warmup: int = 5  # updates of linear warm-up; then linear decay to 0
     max_grad_norm: float = 1.0  # longer gradients are scaled: policy and critic apart
@@ -93,15 +93,16 @@ def score_tokens(
     """(logprobs, values, entropies) of policy and critic, all read off hidden state s:
     log π of tokens[:, s+1], V *before* that choice, and its entropy over all words.
     Shapes: tokens (B, T), mask (B, T - 1) -> three (B, T - 1), 0 at masked slots.
-    Gradient: through both models. Raises: ValueError, TypeError.
-    """
+    Half precision is lifted to float32. Gradient: through both models. Raises:
+    ValueError, TypeError."""
     check_tokens(policy, tokens, mask)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]  # (B, S) each
     hidden = policy(inputs)  # (B, S, D)
-    logits = policy.logits(hidden[mask])  # (N, V)
+    found = policy.logits(hidden[mask]), critic(inputs, hidden)[mask]  # (N, V), (N,)
+    logits, values = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in found)
     logprobs = logprobs_from_logits(logits, targets[mask], temperature)  # (N,)
     every = torch.log_softmax(logits / temperature, dim=-1)  # (N, V)
-    live = logprobs, critic(inputs, hidden)[mask], -(every.exp() * every).sum(-1)
+    live = logprobs, values, -(every.exp() * every).sum(-1)
     return tuple(x.new_zeros(mask.shape).masked_scatter(mask, x) for x in live)
 
 
@@ -278,7 +279,8 @@ def train(
                 old_logprobs[rows, : part.mask.shape[1]] = now[0]
                 old_values[rows, : part.mask.shape[1]] = now[1]
             if reference is not None:
-                ref_logprobs = token_logprobs(reference, rollout.tokens, mask, heat)
+                all_rows = chain(*batches[: config.minibatches])
+                ref_logprobs = rescore(reference, rollout, all_rows)  # (B, S)
         paid = rewards, old_logprobs, ref_logprobs, mask
         token_rewards = shape_token_rewards(*paid, beta)  # (B, S)
         kl = kl_k1(*paid[1:]).sum(1).mean().item()
@@ -294,7 +296,7 @@ def train(
         down = (config.updates - update) / max(config.updates - config.warmup, 1)
         for group, peak in zip(groups, (config.lr, config.critic_lr), strict=True):
             group["lr"] = peak * min(up, down, 1.0)
-        ratio_first, steps = 0.0, 0
+        ratio_first, steps, norms = 0.0, 0, [torch.zeros(())]
         for batch in batches:
             optimizer.zero_grad(set_to_none=True)
             answers, live = sum(map(len, batch)), int(mask[torch.cat(batch)].sum())

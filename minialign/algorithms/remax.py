@@ -41,7 +41,7 @@ from minialign.logprobs import (
 from minialign.model import GPT
 from minialign.problems import Problem
 from minialign.rewards import Reward, score
-from minialign.sampling import generate
+from minialign.sampling import generate, rescore
 from minialign.tokenizer import Tokenizer
 
 Compare = Callable[[Tensor, Tensor], Tensor]  # as remax_advantages
@@ -195,9 +195,8 @@ def train(
         greedy_rewards = score(reward, asked, greedy, tokenizer)  # (N,)
         k1, kl = torch.zeros_like(rollout.logprobs), {}  # (B, S)
         if reference is not None:
-            with torch.no_grad():
-                scored = rollout.tokens, rollout.mask, config.temperature
-                ref_logprobs = token_logprobs(reference, *scored)  # (B, S)
+            parts = rollout.micro_batches(config.micro_batch)
+            ref_logprobs = rescore(reference, rollout, parts)  # (B, S)
             k1 = kl_k1(rollout.logprobs, ref_logprobs, rollout.mask)  # (B, S)
             kl = {"kl": k1.sum(1).mean().item()}
 

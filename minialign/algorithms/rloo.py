@@ -42,7 +42,7 @@ from minialign.logprobs import (
 from minialign.model import GPT
 from minialign.problems import Problem
 from minialign.rewards import Reward, score
-from minialign.sampling import generate
+from minialign.sampling import generate, rescore
 from minialign.tokenizer import Tokenizer
 
 Compare = Callable[[Tensor], Tensor]  # rewards (P, K) -> advantages (P, K)
@@ -181,9 +181,8 @@ def train(
         rewards = score(reward, asked, rollout, tokenizer).to(device)  # (B,)
         shaped, kl = rewards, {}
         if reference is not None:
-            with torch.no_grad():
-                scored = reference, rollout.tokens, rollout.mask, config.temperature
-                ref_logprobs = token_logprobs(*scored)  # (B, S)
+            parts = rollout.micro_batches(config.micro_batch)
+            ref_logprobs = rescore(reference, rollout, parts)  # (B, S)
             arguments = rollout.logprobs, ref_logprobs, rollout.mask
             shaped = shape_rewards(rewards, *arguments, config.beta)  # (B,)
             kl = {"kl": kl_k1(*arguments).sum(1).mean().item()}

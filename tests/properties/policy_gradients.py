@@ -34,7 +34,7 @@ REF_LOGPROBS = world.token_logprobs(REFERENCE)  # (15, 3)
 REWARDS = world.random_logits(2).flatten()[:15]  # any numbers will do
 SMALL = {"updates": 4, "prompts": 2, "samples": 6, "max_new_tokens": 3, "lr": 1e-2}
 REINFORCE = reinforce.ReinforceConfig(**SMALL)
-PPO = ppo.PPOConfig(**SMALL, critic_lr=1e-2, kl_stop=None)
+PPO = ppo.PPOConfig(**SMALL, critic_lr=1e-2, kl_stop=None, minibatches=1)
 
 
 def close(actual, expected, atol=1e-10):

@@ -389,6 +389,14 @@ def check_micro_batches(
             assert row == pytest.approx(expected, rel=rel, abs=floor)
 
 
+def check_reference_in_parts(run: Run, config, **more) -> None:
+    """The reference too reads no more than `micro_batch` answers at a time."""
+    reference, rows = base(), []
+    reference.register_forward_pre_hook(lambda _, read: rows.append(len(read[0])))
+    list(run(base(), replace(config, micro_batch=3), reference=reference, **more))
+    assert 0 < max(rows) <= 3
+
+
 def check_truncation(run: Run, config, worth: float = 1.0) -> Metrics:
     """An answer that does not end earns nothing and is counted, whatever it is worth.
 
