@@ -169,6 +169,7 @@ def test_a_policy_that_did_not_move_closed_no_gap(tokenizer, capsys):
 @dataclass(frozen=True)
 class Knob:
     lr: float = 0.1
+    micro_batch: int = 4
 
 
 @pytest.fixture
@@ -200,6 +201,7 @@ def test_a_dial_on_record_is_not_run_again(dialled, capsys):
     assert asked == [(0.1, course.TUNING_SEED, []), (0.2, course.TUNING_SEED, ["f"])]
     assert dials["b"]["options"] == {"f": "max"} and dials["b"]["seconds"] == 2
     assert dialled(trials) == ([], dials)
+    assert dialled({"a": (Knob(micro_batch=2), {})})[0] == []  # it bounds memory alone
     # Another name for the same settings is a new name; another setting is a new run.
     asked, dials = dialled({"c": trials["a"], "b": (Knob(0.2), {"f": min})})
     assert asked == [(0.2, course.TUNING_SEED, ["f"])] and list(dials) == ["c", "b"]
