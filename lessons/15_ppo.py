@@ -276,8 +276,8 @@ course.print_dials(dials)
 # (Seconds are those of the machine of the record, and of what else it was doing.)
 
 # %%
-best, default = (next(n for n, trial in trials.items() if trial == (each, {}))
-                 for each in (short, whole))  # fmt: skip
+headline, default = (next(n for n, trial in trials.items() if trial == (each, {}))
+                     for each in (short, whole))  # fmt: skip
 names = {default: "own network", "shared trunk": "shared trunk", "no critic": "none"}
 rivals = {names[key]: dials[key] for key in names if key in dials}
 shortest = min((row["seconds"] for row in rivals.values()), default=0.0)
@@ -355,7 +355,7 @@ course.compare_dials(dials, default, "no critic", "A critic (λ 0.95) or none (�
 course.compare_dials(dials, "λ 1", "no critic", "A critic or none, both at λ 1")
 course.compare_dials(dials, default, "shared trunk", "Its own network or a trunk")
 course.compare_dials(dials, default, "not whitened", "Whitening or not")
-course.compare_dials(dials, best, default, "Two steps a pass, or one")
+course.compare_dials(dials, headline, default, "Two steps a pass, or one")
 course.compare_dials(dials, default, names[0], "Two passes over each draw, or four")
 course.compare_dials(dials, *names, "Four passes, with the clip or without")
 course.compare_dials(dials, list(trials)[-1], names[0], "Four times the answers")

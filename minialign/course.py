@@ -490,14 +490,14 @@ def _judge(
     greedy = sample_answers(policy, tokenizer, problems, 1, greedy=True)
     nats = distance(tokenizer, policy, reference, problems, draw)
     asked = [problem for problem in problems for _ in range(4)]
-    ended = np.where(sampled.truncated, "", np.array(sampled.texts, dtype=object))
+    texts = np.where(sampled.truncated, "", np.array(sampled.texts, dtype=object))
     return {
         "accuracy": as_list(bootstrap(sampled.correct.mean(1))),
         "greedy": as_list(bootstrap(greedy.correct[:, 0])),
         "kl": as_list(nats),
         "length": float(sampled.lengths.mean()),
         "pass_at_4": float(pass_at_k(sampled.correct, 4).mean()),
-        "styles": style_shares(asked, ended.flatten().tolist()),
+        "styles": style_shares(asked, texts.flatten().tolist()),
     }
 
 
@@ -508,7 +508,7 @@ def _names(options: Mapping[str, Any], title: str) -> dict[str, str]:
 
 
 def _trial_key(entry: Mapping[str, Any]) -> str:
-    """All that a trial's result depends on; micro-batches bound memory alone."""
+    """What sets a trial apart; micro-batches bound memory and change rounding only."""
     config = {k: x for k, x in entry["config"].items() if k != "micro_batch"}
     what = [plotting.rounded(config), entry["options"]]
     return json.dumps(what, sort_keys=True)
