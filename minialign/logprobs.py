@@ -24,10 +24,30 @@ from torch import Tensor, nn
 
 LARGEST_EXPONENT = 80.0  # nats; float32 overflows to inf at exp(88.7)
 
-# Settings whose range is not the common one of `check_settings`.
-POSITIVE = ("temperature", "max_grad_norm")  # 0 would divide by it, or teach nothing
-LIMITS = ("max_grad_norm", "eps_high", "value_clip", "kl_stop")  # inf: no limit
-SIGNED = ("seed", "entropy_coef")
+# What `check_settings` accepts for a setting's annotation, and how it says so.
+TYPES = {
+    bool: (bool, "True or False"),
+    int: (int, "an int"),
+    float: (int | float, "a number"),
+    float | None: (int | float | None, "a number or None"),
+}
+# The usual range of a count is [1, inf), of a number [0, inf). These have another. A
+# round bracket leaves its end out, a square one lets it in; at inf there is no limit.
+RANGES = {
+    "seed": "(-inf, inf)",
+    "warmup": "[0, inf)",
+    "temperature": "(0, inf)",  # logits are divided by it
+    "max_grad_norm": "(0, inf]",  # at 0 no gradient would be left
+    "entropy_coef": "(-inf, inf)",
+    "memory_decay": "[0, 1)",  # at 1 nothing new would be remembered
+    "cooldown": "[0, 1]",
+    "gamma": "[0, 1]",
+    "lam": "[0, 1]",
+    "eps_low": "(0, 1]",  # ratios are above 0: at 1 none is clipped
+    "eps_high": "(0, inf]",
+    "value_clip": "(0, inf]",
+    "kl_stop": "[0, inf]",
+}
 
 
 class Model(Protocol):
@@ -384,28 +404,31 @@ def check_tokens(model: Model, tokens: Tensor, mask: Tensor) -> None:
 
 
 def check_settings(config: object, *positive: str) -> None:
-    """Every number of a config, a dataclass, can be trained with.
+    """Every setting of a config, a dataclass, has the type and the range it must have.
 
-    Counts are 1 or more, but `warmup` 0 or more; other numbers are 0 or more, or above
-    0: those in POSITIVE or named in `positive`. Those in LIMITS may be inf, those in
-    SIGNED below 0. What is None is off.
+    The annotation says the type. A switch (`bool`) is True or False; nothing else is
+    one, neither 1 nor "False". A count (`int`) is an int and no bool, 1 or more. A
+    number (`float`) is an int or a float and no bool, finite, and 0 or more. Only a
+    setting with `None` in its annotation may be None, which turns it off. Settings
+    whose range is not the usual one stand in RANGES. Those named in `positive` must
+    be above 0, and finite, whatever stands there.
 
-    Raises: ValueError naming the setting.
+    Raises: TypeError for a value of another type, ValueError for one out of range. Both
+        name the setting, what came and what is allowed.
     """
     for field in fields(config):
-        name, value = field.name, getattr(config, field.name)
-        if value is None or field.type is bool:
+        name = field.name
+        value = getattr(config, name)
+        accepted, in_words = TYPES[field.type]
+        is_switch = isinstance(value, bool)  # to Python, True is an int as well
+        if not isinstance(value, accepted) or is_switch != (field.type is bool):
+            raise TypeError(f"{name}: got {value!r}, must be {in_words}")
+        if is_switch or value is None:
             continue
-        least = 1 if field.type is int and name != "warmup" else 0
-        fine, allowed = value >= least, f"{least} or more"
-        if name in SIGNED:
-            fine, allowed = value > -math.inf, "of either sign"
-        elif name in (*POSITIVE, *positive):
-            fine, allowed = value > 0, "above 0"
-        if name not in LIMITS:
-            fine, allowed = fine and value < math.inf, f"finite and {allowed}"
-        if not fine:
-            raise ValueError(f"{name}: got {value}, must be {allowed}")
+        usual = "[1, inf)" if field.type is int else "[0, inf)"
+        allowed = "(0, inf)" if name in positive else RANGES.get(name, usual)
+        if not _inside(value, allowed):
+            raise ValueError(f"{name}: got {value!r}, must be in {allowed}")
 
 
 def check_reference(
@@ -426,6 +449,14 @@ def check_reference(
         V, ref_V = _vocabulary(policy), _vocabulary(reference)
         if V != ref_V and math.inf not in (V, ref_V):
             raise ValueError(f"reference: knows {ref_V} tokens, the policy {V}")
+
+
+def _inside(value: float, interval: str) -> bool:
+    """Whether the value lies in an interval such as "(0, 1]". nan lies in none."""
+    low, high = map(float, interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    return above and below
 
 
 def _refuse(name: str, x: Tensor, bad: Tensor, allowed: str) -> None:

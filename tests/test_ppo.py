@@ -1113,7 +1113,7 @@ def test_what_cannot_be_trained_with_is_refused():
     [
         ({"epochs": 0}, "epochs: got"),
         ({"minibatches": 0}, "minibatches: got"),
-        ({"gamma": 1.5}, "gamma, lam: got"),
+        ({"gamma": 1.5}, "gamma: got"),
         ({"lam": -0.5}, "lam: got"),
         ({"eps_low": 0.0}, "eps_low: got"),
         ({"eps_high": -0.1}, "eps_high: got"),

@@ -369,7 +369,7 @@ def setting(name: str, value: float) -> dict:
     return {"config": replace(Settings(), **{name: value})}
 
 
-bad = {"updates": (0, -1, inf), "warmup": (-1,), "lr": (-0.1, nan, inf)}
+bad = {"updates": (0, -1), "warmup": (-1,), "lr": (-0.1, nan, inf)}
 bad |= {"entropy_coef": (nan, inf, -inf), "max_grad_norm": (0.0, -1.0, nan)}
 for name, values in {**bad, "kl_stop": (-0.1, nan)}.items():
     for x in values:
