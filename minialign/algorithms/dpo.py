@@ -158,8 +158,8 @@ def train(
     with a reference); of the step, before it: loss, grad_norm, margin (mean β h),
     preferred (share of h > 0: rounding, at a round's start), chosen_logprob,
     rejected_logprob, chosen_shift, rejected_shift (nats; from the round's reference).
-    Without a pair, steps do nothing and report 0. Raises: ValueError for bad settings,
-    no problems, a reference missing or with the policy's weights, a gradient of inf.
+    Without a pair, steps do nothing and report 0. Raises: as `check_settings`;
+    ValueError for no problems, a reference missing or sharing weights, inf gradients.
     """
     check_settings(config, "beta")
     if not problems and not given:

@@ -160,7 +160,7 @@ def train(
     A > 0, A < 0; 0 if nowhere), kl (nats per answer, mean k1 to the reference before
     the update; only with one), ratio_first (largest |ρ − 1| in the first step: 0); as
     means over steps: loss, grad_norm (before clipping), clip_fraction (of live tokens).
-    Raises: ValueError for a config out of range, beta > 0 without a reference, one that
+    Raises: as `check_settings`; ValueError for beta > 0 without a reference, one that
     shares the policy's weights, no problems, advantages not (P, K), a gradient of inf.
     """
     check_settings(config)

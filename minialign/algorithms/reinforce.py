@@ -149,7 +149,7 @@ def train(
     length (tokens per answer), baseline, loss, grad_norm (before clipping), kl (nats
     per answer, mean k1 to the reference; only with one), style_<name> (shares).
 
-    Raises: ValueError for settings out of range, beta > 0 without a reference, one that
+    Raises: as `check_settings`; ValueError for beta > 0 without a reference, one that
     shares the policy's weights, no problems, a baseline not () or (B,), a gradient not
     finite.
     """

@@ -161,8 +161,8 @@ def train(
     where none was kept), kl (nats per answer, mean k1; only with a reference). Of the
     step: update, loss (nats per token), grad_norm (before clipping), tokens (trained on
     so far). With an empty pool a step does nothing: loss 0, grad_norm 0.
-    Raises: ValueError for no problems, a reference that shares the policy's weights,
-    settings out of range, a selection not bool (P, K), a gradient not finite.
+    Raises: as `check_settings`; ValueError for no problems, a reference that shares the
+    policy's weights, a selection not bool (P, K), a gradient not finite.
     """
     check_settings(config)
     if not problems:

@@ -165,7 +165,8 @@ def train(
     (tokens per sampled answer), loss, grad_norm (before clipping), kl (nats per answer,
     mean k1 to the reference; only with one), style_<name> (shares).
 
-    Raises: ValueError for what cannot be trained with, and a gradient not finite.
+    Raises: as `check_settings`; ValueError for what else cannot be trained with, and a
+    gradient not finite.
     """
     check_settings(config)
     needed = f"beta is {config.beta}" if config.beta > 0 else ""

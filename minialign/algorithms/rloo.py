@@ -143,7 +143,7 @@ def train(
     truncated (share), length (tokens per answer), loss, grad_norm (before clipping), kl
     (nats per answer, mean k1 to the reference; only with one), style_<name> (shares).
 
-    Raises: ValueError for settings out of range, samples < 2, beta > 0 without a
+    Raises: as `check_settings`; ValueError for samples < 2, beta > 0 without a
     reference, one that shares the policy's weights, no problems, advantages not (P, K),
     a gradient not finite.
     """

@@ -158,9 +158,9 @@ def train(
     choice; with a reference); of the step, before it: loss, ranking, sft, grad_norm,
     violated (share of pairs), tied, unanswered (of problems: no pair, none to imitate),
     score_right, score_wrong (mean score of answers above reward 0, and of the rest).
-    Raises: ValueError for settings out of range; no problems, not whole batches,
-    samples < 2 (unless `given`); a reference that shares the policy's weights, a
-    gradient not finite; as `rrhf_loss`.
+    Raises: as `check_settings` and `rrhf_loss`; ValueError for no problems, not whole
+    batches, samples < 2 (unless `given`); a reference that shares the policy's weights,
+    a gradient not finite.
     """
     check_settings(config)
     K, T, steps = config.samples, config.temperature, config.rounds * config.updates

@@ -154,7 +154,7 @@ def train(
     grad_norm (before clipping), tokens (real ones, prompts included), live_tokens,
     padding (share of the batch's slots).
 
-    Raises: ValueError for settings out of range, no examples, one that does not fit the
+    Raises: as `check_settings`; ValueError for no examples, one that does not fit the
     context, or a loss that is not finite (before the step that would spread it).
     """
     check_settings(config)
