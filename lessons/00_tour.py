@@ -12,12 +12,18 @@
 # one piece of this apart.
 
 # %%
-import copy
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# A script looks for minialign above itself, a notebook above its working directory.
+here = Path(globals().get("__file__", "notebook")).resolve()
+roots = [folder for folder in here.parents if (folder / "minialign/course.py").exists()]
+if not roots:
+    raise FileNotFoundError(f"no minialign above {here}: run this in its repository")
+sys.path.insert(0, str(roots[0]))
 
+# %%
+import copy
 from dataclasses import asdict, replace
 
 from tqdm import tqdm
@@ -27,7 +33,7 @@ from minialign.algorithms import reinforce
 from minialign.evaluation import bootstrap, difference, sample_answers
 from minialign.rewards import verifier
 
-settings = course.setup(__file__)
+settings = course.setup("00_tour")
 tokenizer = course.load_tokenizer()
 base = course.load_policy(tokenizer, settings.device)
 test = course.load_problems("test", settings.pick(8, 256, 1000))

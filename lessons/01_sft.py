@@ -17,12 +17,18 @@
 
 # %%
 import sys
-import time
-from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# A script looks for minialign above itself, a notebook above its working directory.
+here = Path(globals().get("__file__", "notebook")).resolve()
+roots = [folder for folder in here.parents if (folder / "minialign/course.py").exists()]
+if not roots:
+    raise FileNotFoundError(f"no minialign above {here}: run this in its repository")
+sys.path.insert(0, str(roots[0]))
 
+# %%
+import time
+from collections import Counter
 from dataclasses import asdict, replace
 
 import torch
@@ -38,7 +44,7 @@ from minialign.model import GPT, GPTConfig
 from minialign.problems import STYLES, demonstration
 
 # %%
-settings = course.setup(__file__)
+settings = course.setup("01_sft")
 tokenizer = course.load_tokenizer()
 validation = course.load_problems("validation", settings.pick(8, 200, 500))
 test = course.load_problems("test", settings.pick(8, 256, 1000))

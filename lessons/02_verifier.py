@@ -16,12 +16,19 @@
 # Time: `quick` about 40 s on two CPU cores; `full` about five minutes. Memory: 1 GB.
 
 # %%
-import re
 import sys
-from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# A script looks for minialign above itself, a notebook above its working directory.
+here = Path(globals().get("__file__", "notebook")).resolve()
+roots = [folder for folder in here.parents if (folder / "minialign/course.py").exists()]
+if not roots:
+    raise FileNotFoundError(f"no minialign above {here}: run this in its repository")
+sys.path.insert(0, str(roots[0]))
+
+# %%
+import re
+from collections import Counter
 
 import numpy as np
 
@@ -37,7 +44,7 @@ from minialign.evaluation import (
 from minialign.problems import explain, extract_answer, verify
 
 # %%
-settings = course.setup(__file__)
+settings = course.setup("02_verifier")
 tokenizer = course.load_tokenizer()
 base = course.load_policy(tokenizer, settings.device)
 test = course.load_problems("test", settings.pick(8, 200, 500))

@@ -13,12 +13,19 @@
 
 # %%
 import sys
+from pathlib import Path
+
+# A script looks for minialign above itself, a notebook above its working directory.
+here = Path(globals().get("__file__", "notebook")).resolve()
+roots = [folder for folder in here.parents if (folder / "minialign/course.py").exists()]
+if not roots:
+    raise FileNotFoundError(f"no minialign above {here}: run this in its repository")
+sys.path.insert(0, str(roots[0]))
+
+# %%
 from collections import Counter, namedtuple
 from functools import partial
 from itertools import product
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
@@ -31,7 +38,7 @@ from minialign.algorithms.rejection_sampling import best_of_n_kl, likelihood_los
 from minialign.evaluation import Estimate, binary_kl, frontier_at
 from minialign.logprobs import kl_k1, kl_k2, kl_k3, kl_ratio_k3, masked_sum
 
-settings = course.setup(__file__)
+settings = course.setup("03_exact_world")
 steps, beta = settings.pick(12, 800, 800), 0.3  # beta: reward paid for a nat of KL
 
 # %% [markdown]

@@ -18,13 +18,18 @@
 # dials are in seed 0: half an hour more). Memory: about 2 GB.
 
 # %%
-import copy
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# A script looks for minialign above itself, a notebook above its working directory.
+here = Path(globals().get("__file__", "notebook")).resolve()
+roots = [folder for folder in here.parents if (folder / "minialign/course.py").exists()]
+if not roots:
+    raise FileNotFoundError(f"no minialign above {here}: run this in its repository")
+sys.path.insert(0, str(roots[0]))
 
 # %%
+import copy
 import time
 from dataclasses import asdict, replace
 
@@ -40,7 +45,7 @@ from minialign.rewards import score, verifier
 from minialign.sampling import generate
 
 # %%
-settings = course.setup(__file__)
+settings = course.setup("13_rloo")
 tokenizer = course.load_tokenizer()
 reference = course.load_policy(tokenizer, settings.device).requires_grad_(False)
 base = course.base_facts()

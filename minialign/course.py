@@ -84,14 +84,15 @@ class Settings:
         return plotting.LOCAL / f"{self.lesson}.ckpt"
 
 
-def setup(script: str, arguments: Sequence[str] | None = None) -> Settings:
+def setup(lesson: str, arguments: Sequence[str] | None = None) -> Settings:
     """Read --preset, --device and --seed; say what was chosen.
 
-    In an editor's cells there is no command line: the defaults hold.
+    `lesson` is the script's name, such as 11_reinforce, or its path. In a notebook or
+    an editor's cells there is no command line: the defaults hold.
     """
     if arguments is None:
         arguments = [] if "ipykernel" in sys.modules else sys.argv[1:]
-    lesson = Path(script).stem
+    lesson = Path(lesson).stem
     parser = argparse.ArgumentParser(prog=f"lessons/{lesson}.py", add_help=True)
     add_options(parser)
     options = parser.parse_args(arguments)

@@ -25,9 +25,10 @@ def folders(tmp_path, monkeypatch):
     return tmp_path / "figures"
 
 
-def test_setup_reads_the_three_options():
+@pytest.mark.parametrize("lesson", ["11_reinforce", "/somewhere/11_reinforce.py"])
+def test_setup_reads_the_three_options(lesson):
     arguments = ["--preset", "smoke", "--device", "cpu", "--seed", "3"]
-    settings = course.setup("/somewhere/11_reinforce.py", arguments)
+    settings = course.setup(lesson, arguments)
     assert (settings.lesson, settings.preset, settings.seed) == (
         "11_reinforce",
         "smoke",

@@ -90,7 +90,7 @@ def test_a_lesson_has_its_parts_and_short_cells(path):
     for cell in cells:
         assert len(cell.strip().splitlines()) <= 25, f"long cell:\n{cell[:400]}"
     assert "my_guess = " in text and "**Question.**" in text
-    assert 100 <= len(text.splitlines()) <= 420
+    assert 100 <= len(text.splitlines()) <= 430
     assert (ROOT / "figures" / f"{path.stem}.png").exists()
     assert (ROOT / "figures" / f"{path.stem}.json").exists()
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -143,3 +144,57 @@ def test_the_ten_lines_of_the_readme_run(clone):
     assert out.returncode == 0, out.stderr[-2000:]
     rewards = [float(line.split()[0]) for line in out.stdout.splitlines()]
     assert len(rewards) == 2 and all(-1 < reward < 1 for reward in rewards)
+
+
+# A notebook has no __file__ and no command line of the lesson's own: its first cells
+# find the repository from the working directory.
+
+
+def code_cells(lesson: str) -> list[str]:
+    text = (ROOT / "lessons" / f"{lesson}.py").read_text(encoding="utf-8")
+    return re.split(r"^# %%.*$", re.sub(MARKDOWN, "", text), flags=re.MULTILINE)[1:]
+
+
+MARKDOWN = re.compile(r"^# %% \[markdown\]\n(#.*\n)*", re.MULTILINE)
+
+
+@pytest.fixture
+def in_a_notebook(monkeypatch):
+    """Run cells of a lesson as a notebook in `folder` would; return their namespace."""
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    monkeypatch.setattr(sys, "path", sys.path[:])
+
+    def run_cells(cells: list[str], folder: Path) -> dict:
+        monkeypatch.chdir(folder)
+        namespace = {"__name__": "__main__"}
+        for cell in cells:
+            exec(cell, namespace)  # noqa: S102  (that is what a notebook does)
+        return namespace
+
+    return run_cells
+
+
+@pytest.mark.parametrize("folder", [".", "lessons"])
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_the_first_cells_run_in_a_notebook(in_a_notebook, lesson, folder):
+    cells = code_cells(lesson)
+    last = next(i for i, cell in enumerate(cells) if "course.setup(" in cell)
+    namespace = in_a_notebook(cells[: last + 1], ROOT / folder)
+    assert sys.path[0] == str(ROOT)
+    assert namespace["settings"].lesson == lesson
+    assert namespace["settings"].preset != "smoke"
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_a_notebook_elsewhere_is_told_where_to_run(in_a_notebook, lesson, tmp_path):
+    (tmp_path / "minialign").mkdir()  # a folder of that name is not the repository
+    with pytest.raises(FileNotFoundError, match="run this in its repository"):
+        in_a_notebook(code_cells(lesson)[:1], tmp_path)
+    assert str(tmp_path) not in sys.path
+
+
+def test_all_lessons_begin_with_the_same_cell():
+    assert len({code_cells(lesson)[0] for lesson in LESSONS}) == 1
+    for lesson in LESSONS:
+        assert "__file__" not in "".join(code_cells(lesson)[1:]), lesson
