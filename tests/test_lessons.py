@@ -1,10 +1,17 @@
-"""Every lesson runs; bad input is one clear line, exit code 2, and writes nothing."""
+"""Every lesson runs; bad input is one clear line, exit code 2, and writes nothing.
 
+Most commands here run in forks of one process that has imported torch (forks.py):
+alike, but for two seconds each. A few run as the real commands that they stand for;
+and all lessons do among the slow tests.
+"""
+
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +19,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LESSONS = sorted(path.stem for path in (ROOT / "lessons").glob("[0-9]*.py"))
+SMOKE = ["--preset", "smoke", "--device", "cpu"]
+Run = Callable[..., subprocess.CompletedProcess]
 
 # A child process that opens a socket dies with this line.
 NO_SOCKETS = """
@@ -23,29 +32,72 @@ socket.socket.__init__ = refuse
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory):
+def clone(tmp_path_factory) -> Path:
     """A copy of the tree, so that tests never touch the reader's own figures."""
     copy = tmp_path_factory.mktemp("clone")
     for name in ("minialign", "lessons", "data", "figures"):
         ignore = shutil.ignore_patterns("__pycache__", "local")
         shutil.copytree(ROOT / name, copy / name, ignore=ignore)
-    (copy / "sitecustomize.py").write_text(NO_SOCKETS)
     return copy
 
 
-def run(clone: Path, *command: str, cwd: Path | None = None):
-    environment = dict(
-        os.environ, OMP_NUM_THREADS="1", MPLBACKEND="Agg", PYTHONPATH=str(clone)
-    )
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=cwd or clone,
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """One thread, no window, no socket; and no path by which to find minialign."""
+    guard = tmp_path_factory.mktemp("guard")
+    (guard / "sitecustomize.py").write_text(NO_SOCKETS)
+    ours = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(guard)}
+    return os.environ | ours
+
+
+@pytest.fixture(scope="module")
+def run_command(clone, environment) -> Run:
+    """run_command(*command, cwd=clone): `python *command`, a process of its own."""
+
+    def run(*command: str, cwd: Path = clone) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, *command],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_fork(clone, environment, run_command, tmp_path_factory) -> Iterator[Run]:
+    """The same in a fork, on Linux. Elsewhere a fork of torch is not safe, or none."""
+    if sys.platform != "linux":
+        yield run_command
+        return
+    outputs = tmp_path_factory.mktemp("outputs")
+    out, err = outputs / "out", outputs / "err"
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "forks.py")],
         env=environment,
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=120,
     )
+
+    def run(*command: str, cwd: Path = clone) -> subprocess.CompletedProcess:
+        asked = {"command": command, "folder": str(cwd)}
+        asked |= {"out": str(out), "err": str(err)}
+        server.stdin.write(json.dumps(asked) + "\n")
+        server.stdin.flush()
+        code = server.stdout.readline()
+        assert code, "the process that forks has died"
+        return subprocess.CompletedProcess(
+            command, int(code), out.read_text(), err.read_text()
+        )
+
+    yield run
+    server.kill()
+    server.communicate()
 
 
 def snapshot(clone: Path) -> dict[str, int]:
@@ -56,34 +108,82 @@ def snapshot(clone: Path) -> dict[str, int]:
     }
 
 
-def test_the_guard_against_sockets_works(clone):
-    out = run(clone, "-c", "import socket; socket.socket()")
-    assert out.returncode != 0 and "a socket was opened" in out.stderr
+def check_smoke(run: Run, clone: Path, elsewhere: Path, lesson: str) -> None:
+    """It runs from another directory, ends with its table, draws and records."""
+    local = clone / "figures" / "local"
+    shutil.rmtree(local, ignore_errors=True)
+    out = run(str(clone / "lessons" / f"{lesson}.py"), *SMOKE, cwd=elsewhere)
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert re.search(rf"^{lesson} +\d+ ", out.stdout, re.MULTILINE), out.stdout[-800:]
+    assert (local / f"{lesson}.png").stat().st_size > 5_000
+    assert (local / f"{lesson}.json").exists()
+    assert not list(elsewhere.iterdir())
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
-def test_smoke_from_any_directory_without_sockets(clone, tmp_path, lesson):
-    script = str(clone / "lessons" / f"{lesson}.py")
-    out = run(clone, script, "--preset", "smoke", "--device", "cpu", cwd=tmp_path)
-    assert out.returncode == 0, out.stderr[-2000:]
-    assert re.search(rf"^{lesson} +\d+ ", out.stdout, re.MULTILINE), out.stdout[-800:]
-    assert (clone / "figures" / "local" / f"{lesson}.png").stat().st_size > 5_000
-    assert (clone / "figures" / "local" / f"{lesson}.json").exists()
-    assert not list(tmp_path.iterdir())
+def test_smoke_from_any_directory_without_sockets(run_fork, clone, tmp_path, lesson):
+    check_smoke(run_fork, clone, tmp_path, lesson)
 
 
-def test_lessons_by_name_end_with_one_table(clone):
-    out = run(clone, "-m", "lessons", "verifier", "00", "--preset", "smoke")
+def test_the_tour_runs_as_a_script(run_command, clone, tmp_path):
+    check_smoke(run_command, clone, tmp_path, "00_tour")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_every_lesson_runs_as_a_script(run_command, clone, tmp_path, lesson):
+    check_smoke(run_command, clone, tmp_path, lesson)
+
+
+def test_the_guard_against_sockets_works(run_command, run_fork):
+    for run in (run_command, run_fork):
+        out = run("-c", "import socket; socket.socket()")
+        assert out.returncode == 1 and "a socket was opened" in out.stderr
+
+
+def test_a_fork_is_like_a_process_and_keeps_nothing(run_fork, tmp_path):
+    change = """
+        import os, signal, sys, torch
+        import matplotlib.pyplot as plt
+        print(sys.argv, sys.path[0], os.getcwd(), sys.stdin.read())
+        print(torch.initial_seed(), plt.rcParams["figure.dpi"])
+        print(signal.getsignal(signal.SIGINT), plt.get_fignums(), torch.arange)
+        torch.manual_seed(7), plt.figure(), plt.rcParams.update({"figure.dpi": 50})
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.path.insert(0, "x"), os.chdir(".."), setattr(torch, "arange", None)
+        print("to stderr", file=sys.stderr)
+        """
+    script = tmp_path / "change.py"
+    script.write_text("\n".join(line.strip() for line in change.splitlines()))
+    first = run_fork("change.py", "--an", "option", cwd=tmp_path)
+    second = run_fork("change.py", "--an", "option", cwd=tmp_path)
+    assert first.returncode == 0 and first.stderr == "to stderr\n"
+    begin = f"['change.py', '--an', 'option'] {tmp_path} {tmp_path} \n"
+    assert first.stdout.startswith(begin) and first.stdout == second.stdout
+    assert run_fork("-c", "raise ValueError('a reason')").returncode == 1
+    assert run_fork("-c", "import os; os.abort()").returncode == -6
+    assert run_fork("-c", "print(1)").stdout == "1\n"
+
+
+def test_lessons_by_name_end_with_one_table(run_fork):
+    out = run_fork("-m", "lessons", "exact_world", "02", "--preset", "smoke")
     assert out.returncode == 0, out.stderr[-2000:]
     table = out.stdout[out.stdout.index("\n2 lessons") :]
-    assert table.index("02_verifier") < table.index("00_tour")
+    assert table.index("03_exact_world") < table.index("02_verifier")
 
 
-def test_ask_answers_with_the_base(clone):
+def test_ask_answers_with_the_base(run_fork):
     question = "Mia has 3 bags of 5 apples and 2 boxes of 6 apples. How many is that?"
-    out = run(clone, "-m", "lessons", "ask", question)
+    out = run_fork("-m", "lessons", "ask", question)
     assert out.returncode == 0, out.stderr[-2000:]
     assert "--- the base" in out.stdout and "####" in out.stdout
+
+
+def check_refused(out: subprocess.CompletedProcess, says: str) -> None:
+    """One line on standard error that says why, and exit code 2."""
+    assert out.returncode == 2, (out.stdout, out.stderr)
+    assert says in out.stderr and "Traceback" not in out.stderr
+    assert len(out.stderr.strip().splitlines()) == 1, out.stderr
 
 
 LONG = "Mia has 12 apples. " * 60
@@ -100,27 +200,30 @@ LONG = "Mia has 12 apples. " * 60
         (["-m", "lessons", "ask"], "ask what?"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(clone, command, says):
+def test_bad_input_is_one_line_and_exit_2(run_fork, clone, command, says):
     import torch
 
     if "cuda" in command and torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     before = snapshot(clone)
-    out = run(clone, *command)
-    assert out.returncode == 2, (out.stdout, out.stderr)
-    assert says in out.stderr and "Traceback" not in out.stderr
-    assert len(out.stderr.strip().splitlines()) == 1, out.stderr
+    check_refused(run_fork(*command), says)
+    assert snapshot(clone) == before
+
+
+def test_bad_input_to_the_real_command(run_command, clone):
+    before = snapshot(clone)
+    check_refused(run_command("-m", "lessons", "nosuch"), "unknown lesson 'nosuch'")
     assert snapshot(clone) == before
 
 
 @pytest.mark.parametrize("preset", ["fast", ""])
-def test_an_unknown_preset_is_refused(clone, preset):
-    out = run(clone, "lessons/00_tour.py", "--preset", preset)
+def test_an_unknown_preset_is_refused(run_fork, preset):
+    out = run_fork("lessons/00_tour.py", "--preset", preset)
     assert out.returncode == 2 and "--preset" in out.stderr
 
 
 @pytest.mark.parametrize("name", ["base.ckpt", "vocabulary.txt", "test.jsonl"])
-def test_a_damaged_file_is_one_line_and_exit_2(clone, name):
+def test_a_damaged_file_is_one_line_and_exit_2(run_fork, clone, name):
     path = clone / "data" / name
     whole = path.read_bytes()
     middle = len(whole) // 2
@@ -128,19 +231,16 @@ def test_a_damaged_file_is_one_line_and_exit_2(clone, name):
     try:
         path.write_bytes(broken)
         before = snapshot(clone)
-        out = run(clone, "lessons/00_tour.py", "--preset", "smoke", "--device", "cpu")
-        assert out.returncode == 2, (out.stdout, out.stderr)
-        assert name in out.stderr and "Traceback" not in out.stderr
-        assert len(out.stderr.strip().splitlines()) == 1, out.stderr
+        check_refused(run_fork("lessons/00_tour.py", *SMOKE), name)
         assert snapshot(clone) == before
     finally:
         path.write_bytes(whole)
 
 
-def test_the_ten_lines_of_the_readme_run(clone):
+def test_the_ten_lines_of_the_readme_run(run_fork):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1]
-    out = run(clone, "-c", code)
+    out = run_fork("-c", code)
     assert out.returncode == 0, out.stderr[-2000:]
     rewards = [float(line.split()[0]) for line in out.stdout.splitlines()]
     assert len(rewards) == 2 and all(-1 < reward < 1 for reward in rewards)
