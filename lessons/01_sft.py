@@ -60,7 +60,7 @@ skill = course.load_problems("second_skill", settings.pick(8, 100, 500))
 # %%
 shown: dict[str, str] = {}
 teachers: dict[str, Counter] = {family: Counter() for family in FAMILIES}
-for index in range(20_000):
+for index in range(settings.pick(4_000, 20_000, 20_000)):
     row = demonstration(settings.seed, "train", index)
     if row.style != "skill":
         teachers[row.problem.family][row.style] += 1
@@ -303,7 +303,7 @@ dials = {}
 if full and settings.seed == 0:
     dials = {name: short_run(15_360, **trials[name]) for name in trials}
 if settings.preset == "smoke":
-    dials = {"smoke": short_run(128)}
+    dials = {"smoke": short_run(64)}
 shown_dials = dials or record.get("0", {}).get("dials", {})
 print(f"{'15,360 demonstrations':<38}{'answer loss':>12}{'seconds':>9}")
 for name, row in shown_dials.items():

@@ -54,6 +54,7 @@ config = rs.RejectionSamplingConfig(
     rounds=settings.pick(2, 1, 4),
     prompts=settings.pick(4, 512, 512),
     samples=settings.pick(4, 8, 8),
+    max_new_tokens=settings.pick(32, 128, 128),
     updates=settings.pick(1, 32, 32),
     batch_tokens=settings.pick(128, 2048, 2048),
 )

@@ -49,7 +49,9 @@ tokenizer = course.load_tokenizer()
 reference = course.load_policy(tokenizer, settings.device).requires_grad_(False)
 base = course.base_facts()
 config = reinforce.ReinforceConfig(
-    updates=settings.pick(2, 22, 64), prompts=settings.pick(4, 32, 32)
+    updates=settings.pick(2, 22, 64),
+    prompts=settings.pick(2, 32, 32),
+    max_new_tokens=settings.pick(32, 128, 128),
 )
 
 # %% [markdown]
@@ -171,17 +173,17 @@ course.predict("Tokens per answer after training:", my_guess, grown)
 
 
 # %%
-def compare_baselines(policy, mean: float, batches: int) -> dict[str, float]:
-    """Per answer, from independent batches of 32 problems, one answer each."""
+def compare_baselines(policy, mean: float, batches: int, N: int) -> dict[str, float]:
+    """Per answer, from independent batches of N problems, one answer each."""
     paid, plain, own = [], [], []  # Σ r ∇ log π, Σ ∇ log π, the batch's mean reward
-    extra = course.stream(settings.seed + 1, 32 * batches)
+    extra = course.stream(settings.seed + 1, N * batches)
     draw = settings.generator("signal to noise")
     for i in tqdm(range(batches), disable=None):
-        asked = extra[32 * i : 32 * i + 32]
+        asked = extra[N * i : N * i + N]
         rollout = generate(
             policy, [tokenizer.encode_prompt(p.question) for p in asked],
-            eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, max_new_tokens=128,
-            generator=draw,
+            eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
+            max_new_tokens=config.max_new_tokens, generator=draw,
         )  # fmt: skip
         rewards = score(verifier, asked, rollout, tokenizer)
         paid.append(policy_gradient(policy, rollout, rewards))
@@ -192,19 +194,20 @@ def compare_baselines(policy, mean: float, batches: int) -> dict[str, float]:
     spread = plain - plain.mean(0)
     best = ((paid - paid.mean(0)) * spread).sum() / spread.square().sum()
     found = {"none": paid, "mean reward": paid - mean * plain}
-    found["batch mean"] = (paid - means * plain) * 32 / 31
+    found["batch mean"] = (paid - means * plain) * N / (N - 1)
     found[f"best constant, {best:.2f}"] = paid - best * plain
-    return {name: signal_to_noise(g, 32) for name, g in found.items()}
+    return {name: signal_to_noise(g, N) for name, g in found.items()}
 
 
 # %%
 record = plotting.load_record(settings.lesson)
 frozen = {}
 if (settings.preset, settings.seed) == ("full", 0) or settings.preset == "smoke":
+    sizes = settings.pick((2, 4), None, (64, 32))
     for where, model in (("base", copy.deepcopy(reference)), ("trained", policy)):
         model.requires_grad_(True)
         mean = (before if where == "base" else after).sampled.correct.mean()
-        frozen[where] = compare_baselines(model, mean, settings.pick(2, 0, 64))
+        frozen[where] = compare_baselines(model, mean, *sizes)
 run |= {"signal_to_noise": frozen} if frozen else {}
 shown_frozen = frozen or record.get("0", {}).get("signal_to_noise", {})
 for where, row in shown_frozen.items():

@@ -52,9 +52,12 @@ tokenizer = course.load_tokenizer()
 reference = course.load_policy(tokenizer, settings.device).requires_grad_(False)
 base = course.base_facts()
 config = remax.RemaxConfig(
-    updates=settings.pick(2, 20, 64), prompts=settings.pick(4, 128, 128)
+    updates=settings.pick(2, 20, 64),
+    prompts=settings.pick(2, 128, 128),
+    max_new_tokens=settings.pick(32, 128, 128),
 )
-limits = {"eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id, "max_new_tokens": 128}
+limits = {"eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+limits["max_new_tokens"] = config.max_new_tokens
 
 # %% [markdown]
 # ## By hand
@@ -217,7 +220,7 @@ def compare_baselines(policy: torch.nn.Module, batches: int, N: int, K: int) -> 
 # %%
 record = plotting.load_record(settings.lesson)
 if (settings.preset, settings.seed) == ("full", 0) or settings.preset == "smoke":
-    sizes = settings.pick((2, 2, 4), None, (16, 16, 8))
+    sizes = settings.pick((2, 2, 2), None, (16, 16, 8))
     run["signal_to_noise"] = {
         where: compare_baselines(copy.deepcopy(model).requires_grad_(True), *sizes)
         for where, model in (("base", reference), ("trained", policy))
@@ -278,7 +281,7 @@ def seconds_of(work) -> float:
 
 
 # %%
-asked = course.stream(settings.seed + 2, settings.pick(4, 64, 64))
+asked = course.stream(settings.seed + 2, settings.pick(2, 64, 64))
 prompts = [tokenizer.encode_prompt(problem.question) for problem in asked]
 sample = partial(generate, reference, prompts, **limits)
 greedily = partial(sample, greedy=True)

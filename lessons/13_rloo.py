@@ -51,7 +51,7 @@ reference = course.load_policy(tokenizer, settings.device).requires_grad_(False)
 base = course.base_facts()
 config = rloo.RlooConfig(
     updates=settings.pick(2, 20, 64),
-    prompts=settings.pick(4, 32, 32),
+    prompts=settings.pick(2, 32, 32),
     max_new_tokens=settings.pick(32, 128, 128),
 )
 SPLITS = (2, 4, 8, 16, 32)  # K, answers to each problem
@@ -185,8 +185,8 @@ def dot_products(policy, problem, draw) -> tuple:
     """32 answers: rewards (32,), dot products (32, 32) of ∇ log π, RLOO's gradient."""
     rollout = generate(
         policy, [tokenizer.encode_prompt(problem.question)], samples=32,
-        eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, max_new_tokens=128,
-        generator=draw,
+        eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
+        max_new_tokens=config.max_new_tokens, generator=draw,
     )  # fmt: skip
     rewards = score(verifier, [problem], rollout, tokenizer)
     one = torch.ones(1, device=settings.device)

@@ -53,6 +53,7 @@ base = course.base_facts()
 config = grpo.GRPOConfig(
     updates=settings.pick(2, 18, 64),
     prompts=settings.pick(2, 32, 32),
+    samples=settings.pick(4, 8, 8),
     max_new_tokens=settings.pick(32, 128, 128),
 )
 

@@ -54,6 +54,7 @@ base = course.base_facts()
 config = dpo.DPOConfig(
     rounds=settings.pick(2, 1, 4),
     prompts=settings.pick(4, 512, 512),
+    max_new_tokens=settings.pick(32, 128, 128),
     updates=settings.pick(1, 64, 64),
     batch=settings.pick(2, 32, 32),
 )

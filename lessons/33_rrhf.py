@@ -57,6 +57,7 @@ config = rrhf.RRHFConfig(
     rounds=settings.pick(2, 1, 4),
     prompts=settings.pick(4, 512, 512),
     samples=settings.pick(4, 8, 8),
+    max_new_tokens=settings.pick(32, 128, 128),
     updates=settings.pick(1, 16, 16),
     batch=settings.pick(2, 32, 32),
 )
