@@ -752,9 +752,11 @@ for name in ("right", "best", "top", "random"):
     function = getattr(rejection_sampling, f"select_{name}")
     refuse(function, call, rewards=numbers, lengths=bad)
     refuse(function, call, TypeError, lengths={"list": LENGTHS.tolist()})
+    both = {**call, "rewards": TRIPLES[0], "lengths": LENGTHS[0]}
+    add(function, "rewards", "both of row 0", both)
 for name in ("accuracy", "kl"):
     function = getattr(rejection_sampling, f"best_of_n_{name}")
-    refuse(function, {"p": 0.5, "n": 2}, n=(0, -1), p=(-0.1, 1.5, nan))
+    refuse(function, {"p": 0.5, "n": 2}, n=(0, -1), p=(-0.1, 1.5, nan, [0.5, 1.5]))
 
 BAND = {"eps_low": (0.0, -0.1, 1.1, nan), "eps_high": (0.0, -0.1, nan)}
 SHARE = (-0.1, 1.1, nan)
@@ -764,11 +766,12 @@ refuse(ppo.gae, CALLS[ppo.gae], gamma=SHARE, lam=SHARE)
 refuse(ppo.value_loss, CALLS[ppo.value_loss], clip=(0.0, -0.1, nan))
 call = {"beta": 0.1, "kl": 6.0, "target": 6.0, "horizon": 100.0, "completions": 10}
 refuse(ppo.adapt_beta, call, target=(0.0, -1.0, nan, inf), completions=(0, 101))
-refuse(ppo.adapt_beta, call, kl=(nan,))
+refuse(ppo.adapt_beta, call, kl=(nan, inf, -inf))
 
 
-def judging() -> dict:
-    call = {"policy": still(), "critic": ppo.Critic(still()), "temperature": 1.0}
+def judging(dtype: torch.dtype = torch.float32) -> dict:
+    policy = fresh().to(dtype)
+    call = {"policy": policy, "critic": ppo.Critic(policy), "temperature": 1.0}
     return {**call, "tokens": TOKENS, "mask": CHOSEN}
 
 
@@ -915,6 +918,60 @@ def next_chances(token: int) -> Tensor:
         return policy.logits(policy(torch.tensor([[token]])))[0, 0].softmax(0)
 
 
+class Asked(list):
+    """They remember which of them were read."""
+
+    def __init__(self, items: list) -> None:
+        super().__init__(items)
+        self.rows = []
+
+    def __getitem__(self, row: int) -> object:
+        self.rows.append(row)
+        return super().__getitem__(row)
+
+
+def in_pairs(batches: Callable) -> list[tuple[Tensor, Tensor, float]]:
+    return list(batches(TEXTS, sft.SFTConfig(updates=4, batch_size=2), PAD))
+
+
+def sizes_in_pairs(batches: Callable) -> list[list[int]]:
+    return sorted(sorted((x != PAD).sum(1).tolist()) for x, *_ in in_pairs(batches))
+
+
+def read_from(start: int, batches: Callable) -> list[int]:
+    texts, config = Asked(TEXTS), sft.SFTConfig(updates=8, batch_size=1, window=2)
+    list(batches(texts, config, PAD, start))
+    return texts.rows
+
+
+def rows_of_seed_5(batches: Callable) -> list[int]:
+    texts, config = Asked(TEXTS), sft.SFTConfig(16, batch_size=1, window=1, seed=5)
+    list(batches(texts, config, PAD))
+    return texts.rows
+
+
+def rows_by_lot(seed: int) -> list[int]:
+    lots = torch.Generator().manual_seed(seed)
+    return torch.randperm(len(TEXTS), generator=lots).tolist()
+
+
+def schedule(learning_rate: Callable, **settings) -> Tensor:
+    config = sft.SFTConfig(**settings)
+    shares = [learning_rate(step, config) for step in range(config.updates)]
+    return f64(*shares)
+
+
+def optimised(optimizers: Callable, **settings) -> list[tuple]:
+    """(weights, learning rate, weight decay, betas and fused, or scale) of groups."""
+    groups = []
+    for optimizer in optimizers(gpt(), sft.SFTConfig(lr=0.03, **settings)):
+        for group in optimizer.param_groups:
+            wanted = ("lr", "weight_decay", "betas", "fused", "adjust_lr_fn")
+            numbers = [group[name] for name in wanted if name in group]
+            groups.append((len(group["params"]), *numbers))
+    return groups
+
+
 def answers(**changes) -> Rollout:
     return sampling.generate(**drawing() | changes)
 
@@ -927,6 +984,11 @@ ALIKE = torch.full((2, 7), 0.1)  # float32: seven times 0.1, over seven, is not 
 RIGHT = (f64(0.0), f64(-1e4), f64(-1e4), f64(0.0))  # told well apart: h = 2e4
 WRONG = (f64(-1e4), f64(0.0), f64(0.0), f64(-1e4))
 NO_LOTS = {"lengths": torch.tensor([[1, 1, 1]]), "generator": generator()}
+EVEN = f64([1, 1, 0, 0]).expand(16, -1)  # by lot, 4 pairs are possible in each group
+UNIT = torch.ones(16, 4, dtype=torch.int64)
+# Prompts and responses of 2 to 9 tokens together, and sorted by neither of the two.
+SIZES_OF_TEXT = (6, 3), (1, 1), (4, 1), (2, 6), (2, 1), (5, 2), (1, 3), (1, 5)
+TEXTS = [([97] * asked, [98] * said) for asked, said in SIZES_OF_TEXT]
 half, root, two = math.log(0.5), 2**-0.5, math.log(2)
 LEGAL = {
     # T = 2, one live token, rows without any
@@ -1021,6 +1083,16 @@ LEGAL = {
     "GRPO of two": (
         lambda: grpo.group_advantages(f64([1, 0.25]), 0.0), [[root, -root]]
     ),
+    "GRPO of two, with its epsilon": (
+        lambda: grpo.group_advantages(f64([1, 0])),
+        [[0.5 / (root + 1e-4), -0.5 / (root + 1e-4)]],
+    ),
+    "GRPO's own clip": (
+        lambda: grpo.clipped_loss(
+            f64([-1], [-2]), f64([-2], [-1]), f64(1, -1), LIVE.expand(2, 1)
+        ),
+        [[-1.2], [0.8]],
+    ),
     "RLOO of equals": (lambda: rloo.leave_one_out(ALIKE), 0),
     "Dr. GRPO of equals": (lambda: grpo.centred_advantages(ALIKE), 0),
     "GRPO of equals": (lambda: grpo.group_advantages(ALIKE, 0.0), 0),
@@ -1043,11 +1115,23 @@ LEGAL = {
     "no advantage, GRPO": (
         lambda: slope(grpo.clipped_loss, NEW, OLD, 0 * EARNED, MASK), 0
     ),
+    "a mean over answers, RLOO": (
+        lambda: rloo.rloo_loss(-ONES, torch.ones(4), MASK), 8 / 3
+    ),
+    "a mean over answers, ReMax": (
+        lambda: remax.remax_loss(-ONES, ONES, MASK), 8 / 3
+    ),
+    "a mean over answers, kept or not": (
+        lambda: rejection_sampling.likelihood_loss(-ONES, torch.ones(4), MASK), 8 / 3
+    ),
     "nothing kept": (
         lambda: slope(rejection_sampling.likelihood_loss, NEW, 0 * EARNED, MASK), 0
     ),
     "nobody was right, RRHF": (
         lambda: slope(rrhf.rrhf_loss, NEW, 0 * PAIRED, FULL), 0
+    ),
+    "RRHF's own weights": (
+        lambda: rrhf.rrhf_loss(f64([-1], [-3]), f64([0, 1]), LIVE.expand(2, 1)), 2 + 3
     ),
     "a group of one": (lambda: rrhf.ranking_loss(f64([-1], [0]), f64([0], [1])), 0),
     "ranked equals": (lambda: rrhf.ranking_loss(-rand(2, 7), ALIKE.double()), 0),
@@ -1064,6 +1148,18 @@ LEGAL = {
     "values without a clip": (
         lambda: ppo.value_loss(one(3), one(0), one(1), LIVE, None), 2
     ),
+    "returns far from 0": (
+        lambda: ppo.explained_variance(
+            torch.tensor([[0.25, 0.5]]),
+            torch.tensor([[2.0**24, 2.0**24 + 2]]),
+            LIVE.expand(1, 2),
+        ),
+        1 - 0.875**2,
+    ),
+    "a policy in half precision": (
+        lambda: [x.dtype for x in ppo.score_tokens(**judging(torch.bfloat16))],
+        [torch.float32] * 3,
+    ),
     "values that are right": (lambda: ppo.value_loss(X, Y, X, MASK, inf), 0),
     "KL on target": (lambda: ppo.adapt_beta(0.1, 6, 6, 10, 10), 0.1),
     "no KL at all": (lambda: ppo.adapt_beta(0.1, 0, 6, 10, 10), 0.08),
@@ -1076,6 +1172,18 @@ LEGAL = {
     "a pair of two": (lambda: dpo.make_pairs(f64([0, 1]), 9, generator()), [[1, 0]]),
     "a pair of three": (
         lambda: dpo.make_pairs(f64([0, 1, 0.5]), 9, generator()), [[1, 0]]
+    ),
+    "pairs by one generator": (
+        lambda: dpo.make_pairs(EVEN, 1, generator(3)),
+        lambda: dpo.make_pairs(EVEN, 1, generator(3)),
+    ),
+    "the best by one generator": (
+        lambda: rejection_sampling.select_best(EVEN, UNIT, generator(3)),
+        lambda: rejection_sampling.select_best(EVEN, UNIT, generator(3)),
+    ),
+    "by lot, whoever is right": (
+        lambda: rejection_sampling.select_random(EVEN, UNIT, generator(3)),
+        lambda: rejection_sampling.select_random(EVEN.flip(1), UNIT, generator(3)),
     ),
     "nobody right": (
         lambda: rejection_sampling.select_best(f64([0, 0, 0]), **NO_LOTS), 0
@@ -1092,7 +1200,45 @@ LEGAL = {
     "no price of sure ones": (
         lambda: rejection_sampling.best_of_n_kl([0, 1], 3), [0, 0]
     ),
+    "a small chance in float32": (
+        lambda: rejection_sampling.best_of_n_accuracy(np.float32([1e-6]), 1), [1e-6]
+    ),
     "the best of one": (lambda: rejection_sampling.best_of_n_kl(0.3, 1), 0),
+    # the optimisers of SFT, and its batches
+    "up, flat, down": (
+        lambda: schedule(sft.learning_rate, updates=10, warmup=3, cooldown=0.5),
+        [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 3 / 3.5, 2 / 3.5, 1 / 3.5],
+    ),
+    "not up, down at once": (
+        lambda: schedule(sft.learning_rate, updates=3, warmup=0), [1, 2 / 3, 1 / 3]
+    ),
+    "up at once, not down": (
+        lambda: schedule(sft.learning_rate, updates=2, warmup=1, cooldown=0.0), [1, 1]
+    ),
+    "AdamW alone": (
+        lambda: optimised(sft.optimizers, muon=False),
+        [(9, 0.03, 0.1, (0.9, 0.95), True), (3, 0.03, 0.0, (0.9, 0.95), True)],
+    ),
+    "AdamW, and Muon for the blocks": (
+        lambda: optimised(sft.optimizers, weight_decay=0.2),
+        [
+            (2, 0.03, 0.2, (0.9, 0.95), True),
+            (3, 0.03, 0.0, (0.9, 0.95), True),
+            (7, 0.03, 0.2, "match_rms_adamw"),
+        ],
+    ),
+    "texts of one size together": (
+        lambda: sizes_in_pairs(sft.batches), [[2, 3], [4, 5], [6, 7], [8, 9]]
+    ),
+    "a count common to all batches": (
+        lambda: [count for *_, count in in_pairs(sft.batches)], [22 / 4] * 4
+    ),
+    "what is past is not read": (lambda: len(read_from(6, sft.batches)), 2),
+    "half a window is read as a whole": (lambda: len(read_from(3, sft.batches)), 6),
+    "the order in which the base was trained": (
+        lambda: rows_of_seed_5(sft.batches),
+        lambda: rows_by_lot(5 * 1_000_003) + rows_by_lot(5 * 1_000_003 + 1),
+    ),
     # measures
     "pass@n of n": (lambda: evaluation.pass_at_k(COIN, 2), [1, 0]),
     "all abstain": (lambda: evaluation.maj_at_k([[None, None]], [7], 2), [0]),
