@@ -6,8 +6,12 @@ must be caught for that. A mutant meets the properties of the function that it i
 those in tests/properties/owed.py, and no others; the first that fails has caught it.
 
     python tests/mutants.py     who is caught by what, and who once survived
+
+With --source or --checks it runs tests/source_mutants.py: wrong versions that nobody
+thought of, one for each slip that the source allows.
 """
 
+import argparse
 import importlib
 import sys
 from collections.abc import Callable
@@ -1072,7 +1076,15 @@ SURVIVORS = {
 
 def main() -> int:
     """Prints the table; 1 if anyone survives."""
+    parser = argparse.ArgumentParser()
+    part = {"nargs": "?", "const": "", "metavar": "PART"}  # without one: all of it
+    parser.add_argument("--source", **part, help="change the source of ppo, or ppo.gae")
+    parser.add_argument("--checks", **part, help="delete each check in turn")
+    asked = vars(parser.parse_args())
     importlib.import_module("tests.conftest")  # one thread, the same examples each time
+    for kind, name in asked.items():
+        if name is not None:
+            return importlib.import_module("tests.source_mutants").main(kind, name)
     owed = importlib.import_module("tests.properties.owed")
     width = max(len(wrong.__name__) for wrong in MUTANTS)
     caught = {wrong: owed.first_catch(wrong, right) for wrong, right in MUTANTS.items()}
