@@ -182,7 +182,8 @@ def never_let_go() -> float:
 # %%
 def end_unheard() -> float:
     """How many tokens that the policy chose get no gradient?"""
-    leaf, ones = drawn.logprobs.clone().requires_grad_(), torch.ones(len(drawn.tokens))
+    leaf = drawn.logprobs.clone().requires_grad_()
+    ones = torch.ones(len(leaf), device=settings.device)
     grpo.clipped_loss(leaf, drawn.logprobs, ones, drawn.mask).sum().backward()
     return (drawn.mask.sum(1) - (leaf.grad != 0).sum(1)).abs().sum().item()
 
