@@ -56,7 +56,7 @@ from minialign.model import GPT, GPTConfig, KVCache
 from minialign.sampling import Rollout, collate
 from minialign.tokenizer import Tokenizer, train_bpe
 from tests.properties import common
-from tests.toy import PROBLEMS, TOKENIZER, base, generator, yes
+from tests.toy import PROBLEMS, TOKENIZER, base, generator, never, yes
 
 inf, nan = math.inf, math.nan
 DICE = torch.Generator().manual_seed(0)
@@ -835,6 +835,18 @@ def critic_in_common() -> dict:
     return call
 
 
+def critic_on_the_reference() -> dict:
+    call = training(ppo.train, reference=fresh())
+    call["critic"].trunk = call["reference"]
+    return call
+
+
+def sloping_critic(value: float) -> dict:
+    call = training(ppo.train)
+    call["critic"].head.bias.register_hook(lambda slope: slope * value)
+    return call
+
+
 def sloping(train: Callable, value: float) -> dict:
     call = training(train)
     policy = call["model" if train is sft.train else "policy"]
@@ -862,15 +874,27 @@ refuse_run(dpo.train, beta=(0.0, -0.1, nan, inf), batch=(0, -1))
 refuse_run(dpo.train, names="reference", reset_reference=(False,))
 refuse_run(rejection_sampling.train, rounds=(0,), batch_tokens=(0,))
 odd = {"floats": lambda r, n, g: r, "of row 0": lambda r, n, g: r[0] > 0}
+odd |= {"(B,)": lambda r, n, g: (r > 0).flatten()}
 refuse_run(rejection_sampling.train, select=odd)
 refuse_run(rrhf.train, batch=(3,), margin=(-0.1, nan), sft_weight=(-0.1, nan))
 for train in (grpo.train, ppo.train):
     refuse_run(train, epochs=(0,), minibatches=(0, 5), **BAND)
 refuse_run(ppo.train, gamma=SHARE, lam=SHARE)
+refuse_run(ppo.train, names="value_clip|clip", value_clip=(0.0, -0.1, nan))
 add(ppo.train, "critic", "one shared weight", critic_in_common)
-refuse_run(remax.train, names="advantages", compare={"(P,)": lambda r, g: r[:, 0]})
-refuse_run(reinforce.train, baseline={"(B, 1)": lambda r, memory: r[:, None]})
-refuse_run(rloo.train, names="advantages", compare={"(P,)": lambda r: r[:, 0]})
+add(ppo.train, "reference", "the trunk of the critic", critic_on_the_reference)
+for value in (nan, inf):
+    add(ppo.train, "gradient", f"{value}, critic", partial(sloping_critic, value))
+# Nothing broadcasts: (B,) - (B, 1) would judge every answer by every other.
+odd = {"(B, 1)": lambda r, memory: r[:, None], "(1, B)": lambda r, memory: r[None]}
+odd |= {"(P, K)": lambda r, memory: r.view(2, 2)}
+refuse_run(reinforce.train, baseline=odd)
+odd = {"(P,)": lambda r, g: r[:, 0], "(B, P)": lambda r, g: r.view(-1, 1) - g}
+refuse_run(remax.train, names="advantages", compare=odd)
+odd = {"(B, 1)": lambda advantages, k1, mask, beta: advantages[:, None]}
+refuse_run(remax.train, names="weights", weigh=odd)
+odd = {"(P,)": lambda r: r[:, 0], "(P, 1)": lambda r: r[:, :1], "(B,)": torch.flatten}
+refuse_run(rloo.train, names="advantages", compare=odd)
 refuse_run(grpo.train, names="advantages", advantage={"(P,)": lambda r: r[:, 0]})
 refuse_run(sft.train, examples={"none": [], "too long": [([97] * 16, [98])]})
 refuse_run(sft.train, batch_size=(0,), window=(0,))
@@ -879,13 +903,24 @@ add(sft.train, "logits", "a weight of nan", partial(broken, training, sft.train)
 # REFUSED: the test
 
 
+def weights_in(arguments: dict) -> dict:
+    """A copy of the weights of every model among them."""
+    models = {k: x for k, x in arguments.items() if isinstance(x, torch.nn.Module)}
+    return {name: copy.deepcopy(each.state_dict()) for name, each in models.items()}
+
+
 @pytest.mark.parametrize("row", REFUSED, ids=str)
 def test_refused(row):
+    """By the right error, which says what it is about, and before a weight changes."""
+    arguments = made(row.arguments)
+    before = weights_in(arguments)
     with pytest.raises(Exception, match=row.pattern) as caught:
-        result = row.function(**made(row.arguments))
+        result = row.function(**arguments)
         if isinstance(result, Iterator):
             next(result)
     assert caught.type is row.error
+    exact = {"rtol": 0, "atol": 0, "equal_nan": True}
+    torch.testing.assert_close(weights_in(arguments), before, **exact)
 
 
 def test_every_row_is_a_row_of_its_own():
@@ -1320,17 +1355,13 @@ def test_legal_runs(train, changes):
 
 @pytest.mark.parametrize("train", DRAWING, ids=called)
 def test_rewards_of_zero_are_legal_and_teach_nothing(train):
-    for reward, teaches in (by_turns, True), (nothing, False):
+    for reward, teaches in (by_turns, True), (never, False):
         call = training(train, reward=reward)
         before = copy.deepcopy(call["policy"].state_dict())
         next(train(**call))
         after = call["policy"].state_dict()
         moved = any(not torch.equal(after[name], x) for name, x in before.items())
         assert moved == teaches
-
-
-def nothing(problems, texts) -> list[float]:
-    return [0.0] * len(texts)
 
 
 # What a mask hides

@@ -6,6 +6,7 @@ exact, so a test of learning needs no luck. `judged` and `row_nats` are the rewa
 the log-probabilities of a rollout by code of their own.
 """
 
+import copy
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
@@ -26,6 +27,10 @@ def yes(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
     return [float(text == "y") for text in texts]
 
 
+def never(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+    return [0.0] * len(texts)
+
+
 def always(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
     return [1.0] * len(texts)
 
@@ -37,7 +42,7 @@ def new_gpt(seed):
 
 
 @cache
-def base_weights():
+def trained():
     """Imitates one teacher who says "y" and two who say "no"."""
     model = new_gpt(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -54,24 +59,27 @@ def base_weights():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return model.state_dict()
+    model.zero_grad()
+    return model
+
+
+def base_weights():
+    return trained().state_dict()
 
 
 def base():
-    model = new_gpt(0)
-    model.load_state_dict(base_weights())
-    return model
+    return copy.deepcopy(trained())
 
 
 def stretched():
     """The base with weights 1.2 times as large: a policy with some KL to the base."""
-    model = new_gpt(0)
+    model = base()
     model.load_state_dict({name: 1.2 * x for name, x in base_weights().items()})
     return model
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+def generator(seed=0, device="cpu"):
+    return torch.Generator(device).manual_seed(seed)
 
 
 def judged(rollout):
@@ -81,15 +89,20 @@ def judged(rollout):
     return torch.tensor([float(text == "y" and not cut) for text, cut in both])
 
 
-def row_nats(model, rollout, temperature=1.0):
-    """log π(answer | prompt) of each row: alone, without padding, by cross-entropy."""
-    total = []
+def token_nats(model, rollout, temperature=1.0):
+    """log π of each token of each answer: alone, without padding, by cross-entropy."""
+    rows = []
     for row, response in enumerate(rollout.responses()):
         start = rollout.prompt_lengths[row].item()
         ids = rollout.tokens[row, : start + len(response)]
         logits = model.logits(model(ids[None, :-1]))[0, start - 1 :] / temperature
-        total.append(-F.cross_entropy(logits, ids[start:], reduction="sum"))
-    return torch.stack(total)
+        rows.append(-F.cross_entropy(logits, ids[start:], reduction="none"))
+    return rows
+
+
+def row_nats(model, rollout, temperature=1.0):
+    """log π(answer | prompt) of each answer."""
+    return torch.stack([nats.sum() for nats in token_nats(model, rollout, temperature)])
 
 
 @torch.no_grad()
