@@ -22,6 +22,7 @@ from minialign.algorithms.dpo import (
 )
 from tests import enumeration as world
 from tests import strategies
+from tests.methods import METHODS
 from tests.properties import common, training
 from tests.toy import (
     PROBLEMS,
@@ -30,7 +31,6 @@ from tests.toy import (
     base_weights,
     generator,
     new_gpt,
-    yes,
 )
 
 # Part 1: the expected gradient, over all pairs of 15 responses (tests/enumeration.py)
@@ -362,9 +362,7 @@ def broadcast(beta, **four):
 
 def test_the_properties_find_wrong_losses():
     wrong = partial(by_own_count, beta=0.5)
-    assert common.refutes(
-        common.check_microbatches, wrong, CASES, common.all_rows, OWN
-    )
+    assert common.refutes(common.check_microbatches, wrong, CASES, common.all_rows, OWN)
     wrong = partial(broadcast, beta=0.5)
     assert common.refutes(common.check_shapes_refused, wrong, CASE)
     assert common.refutes(common.check_no_gradient_to, wrong, CASES, REF)
@@ -425,22 +423,9 @@ def test_no_pairs_from_other_things(rewards, most, match):
 
 # Part 4: training, in a world where the answers are "y" and "no"
 
-CONFIG = dpo.DPOConfig(
-    rounds=2, prompts=4, samples=6, updates=3, batch=7, max_new_tokens=3, lr=5e-3,
-    beta=0.3, warmup=2, micro_batch=4, chunk=3,
-)  # fmt: skip
-
-
-def run(policy, config=CONFIG, reward=yes, *, problems=PROBLEMS, seed=0, **more):
-    more = {"generator": generator(seed), **more}
-    return dpo.train(policy, TOKENIZER, problems, reward, config, **more)
-
-
-def begin(state, config=CONFIG):
-    """A run with all there is, slow enough that its last draws are still draws."""
-    policy, seed = (new_gpt(7), 7) if state else (base(), 0)
-    config = replace(config, lr=config.lr / 5)
-    return run(policy, config, seed=seed, reference=base(), state=state)
+METHOD = METHODS["dpo"]
+CONFIG = METHOD.config
+run = METHOD.run
 
 
 def nats(model, prompt, answer, temperature=1.0):
@@ -455,29 +440,9 @@ def pair(question, chosen, rejected):
     return TOKENIZER.encode_prompt(question), *both
 
 
-def tells_apart(metrics):
-    """At the end of the first round, before the reference moves."""
-    return metrics[3]["preferred"] > 0.9 and metrics[3]["margin"] > 0.05
-
-
-# With a few problems the second round may have a single pair, and steps enough on that
-# one carry both of its answers down.
-LONG = replace(CONFIG, updates=4, prompts=20, batch=10, beta=0.1)
-learns = partial(training.learns, run, LONG, sure=0.9, shows=tells_apart)
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_it_learns_what_is_preferred(name):
-    assert learns(loss=LOSSES[name])
-
-
-def test_with_a_flipped_sign_it_does_not():
-    assert not learns(loss=flipped)
-
-
-def test_with_the_pairs_the_wrong_way_round_it_does_not(monkeypatch):
+def test_with_the_pairs_the_wrong_way_round_it_does_not_learn(monkeypatch):
     monkeypatch.setattr(dpo, "make_pairs", lambda *args: make_pairs(*args).flip(1))
-    assert not learns()
+    assert not training.learns(partial(run, **METHOD.long), METHOD.sure, METHOD.shows)
 
 
 def test_given_pairs_teach_without_a_draw(monkeypatch):
@@ -513,12 +478,13 @@ def test_dpo_cannot_see_a_wrong_prompt_mask():
     assert prompt[0] == bos
 
     def margin(start, mean):
-        sums = [
-            [nats(model, prompt[:start], prompt[start:] + answer)
-             / (len(prompt[start:] + answer) if mean else 1) for answer in both]
-            for model in (policy, reference)
-        ]  # fmt: skip
-        value = dpo_loss(*(x[None] for x in (*sums[0], *sums[1])), beta=0.5)
+        four = []  # of the policy, then of the reference
+        for model in (policy, reference):
+            for answer in both:
+                scored = prompt[start:] + answer
+                total = nats(model, prompt[:start], scored)
+                four.append(total / len(scored) if mean else total)
+        value = dpo_loss(*torch.stack(four)[:, None], beta=0.5)
         slopes = torch.autograd.grad(value, list(policy.parameters()))
         return value.detach(), torch.cat([slope.flatten() for slope in slopes])
 
@@ -662,91 +628,5 @@ def test_a_round_without_a_pair_changes_nothing_and_says_so(paid):
     training.assert_same_bits(dict(policy.state_dict()), dict(base_weights()))
 
 
-def test_an_answer_that_does_not_end_is_wrong_and_counted():
-    assert training.check_truncation(run, CONFIG)["pairs"] > 0
-
-
-def test_problems_are_asked_in_order_and_again_when_they_run_out():
-    asked = []
-
-    def spy(problems, texts):
-        asked.append("".join(problem.question for problem in problems)[::6])
-        return yes(problems, texts)
-
-    list(run(base(), CONFIG, spy))
-    assert asked == ["abcd", "eabc"]
-
-
-def test_micro_batches_bound_memory_and_change_nothing():
-    """C-4, in float64, for sizes that do and do not divide the 7 pairs."""
-    ends = []
-    for size in (100, 3, 1):
-        policy, config = base().double(), replace(CONFIG, micro_batch=size)
-        metrics = list(run(policy, config, reference=new_gpt(3).double()))
-        weights = torch.cat([p.detach().flatten() for p in policy.parameters()])
-        ends.append((weights, metrics))
-    for weights, metrics in ends[1:]:
-        torch.testing.assert_close(weights, ends[0][0], rtol=0, atol=1e-7)
-        for row, expected in zip(metrics, ends[0][1], strict=True):
-            if abs(row["margin"]) < 1e-9:  # rounding noise
-                row, expected = ({**x, "preferred": 0} for x in (row, expected))
-            assert row == pytest.approx(expected, rel=1e-6, abs=1e-9)
-
-
-def test_every_option_does_something():
-    """Before the end, too: other chunks are other draws, more rounds another rate."""
-    changes = {"prompts": 5, "samples": 5, "max_new_tokens": 2, "temperature": 0.8}
-    changes |= {"pairs_per_problem": 1, "updates": 2, "batch": 3, "rounds": 3}
-    changes |= {"beta": 0.5, "reset_reference": False, "chunk": 4}
-    changes |= {"lr": 2e-2, "warmup": 1, "max_grad_norm": 0.1}
-    training.check_options(begin, CONFIG, changes, updates=5)
-
-
-def test_train_is_a_generator():
-    length = CONFIG.rounds * CONFIG.updates
-    training.check_lazy(run, lambda update: [24] * (1 + update // 4), length, stop=4)
-
-
-def test_resuming_gives_the_same_bits(tmp_path):
-    """IO-3: inside a round, and at its end."""
-    training.check_resume(begin, (1, 3), tmp_path / "dpo.pt")
-
-
-@pytest.mark.slow
-def test_resuming_in_a_new_process_gives_the_same_bits(tmp_path):
-    training.check_resume_in_new_process(begin, 2, tmp_path)
-
-
-def test_a_state_with_a_gap_would_be_found(tmp_path):
-    gaps = training.GAPS | {
-        "pairs": lambda saved: saved[::-1],
-        "order": lambda saved: [0, 1],
-        "ref_logprobs": lambda saved: torch.full_like(saved, -1.0),
-        "drawn": lambda saved: {},
-    }
-    training.check_every_entry_is_needed(begin, tmp_path / "dpo.pt", gaps)
-
-
-def test_training_draws_from_its_own_generator():
-    training.check_own_generator(begin, run)
-
-
-refused = partial(training.assert_refused, run)
-
-
-def test_what_cannot_be_trained_with_is_refused():
-    """T37: the reference is another model."""
-    refused("problems: got none", base(), problems=[])
-    refused(r"\(P, K", base(), replace(CONFIG, samples=1))
-    refused("beta: got", base(), replace(CONFIG, beta=0.0))
-    fixed = replace(CONFIG, reset_reference=False)
-    refused("reference: reset_reference is False", base(), fixed)
-    training.check_beta_refused(run, CONFIG)
-    training.check_reference_refused(run, CONFIG)
-    training.check_gradient_refused(run)
-    training.check_reward_refused(run)
-
-
-def test_the_learning_rate_rises_and_falls_to_zero():
-    """Over both rounds; the small beta keeps log-probs in bounds at this rate."""
-    training.check_schedule(run, replace(CONFIG, beta=1e-3))
+def test_an_answer_that_does_not_end_is_wrong():
+    assert training.check_truncation(run)["pairs"] > 0

@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +26,7 @@ from minialign.logprobs import kl_ratio_k3, probability_ratio
 from minialign.sampling import generate
 from tests import enumeration as world
 from tests import strategies
+from tests.methods import METHODS
 from tests.properties import common, training
 from tests.toy import (
     PROBLEMS,
@@ -35,9 +35,9 @@ from tests.toy import (
     base_weights,
     generator,
     judged,
-    new_gpt,
+    never,
     stretched,
-    yes,
+    token_nats,
 )
 
 # Part 1: the expected gradient, over 15 responses (tests/enumeration.py)
@@ -506,67 +506,9 @@ def test_a_band_that_is_none_is_refused(eps):
 
 # Part 3: training, in a world where the answers are "y" and "no"
 
-CONFIG = grpo.GRPOConfig(
-    updates=5, prompts=2, samples=6, max_new_tokens=3, epochs=1, lr=1e-2, warmup=3,
-    micro_batch=5,
-)  # fmt: skip
-
-
-def run(policy, config=CONFIG, reward=yes, *, problems=PROBLEMS, seed=0, **more):
-    more = {"generator": generator(seed), **more}
-    return grpo.train(policy, TOKENIZER, problems, reward, config, **more)
-
-
-def begin(state, config=CONFIG):
-    """A run with all there is, slow enough that its last draws are still draws."""
-    policy, seed = (new_gpt(7), 7) if state else (base(), 0)
-    config = replace(
-        config, epochs=2 * config.epochs, minibatches=config.minibatches + 1
-    )
-    config = replace(config, beta=config.beta or 0.1, lr=config.lr / 5, micro_batch=9)
-    return run(policy, config, seed=seed, reference=base(), state=state)
-
-
-def token_nats(model, rollout, temperature=1.0):
-    """log π of each token of each answer: alone, without padding, by cross-entropy."""
-    rows = []
-    for row, response in enumerate(rollout.responses()):
-        start = rollout.prompt_lengths[row].item()
-        ids = rollout.tokens[row, : start + len(response)]
-        logits = model.logits(model(ids[None, :-1]))[0, start - 1 :] / temperature
-        rows.append(-F.cross_entropy(logits, ids[start:], reduction="none"))
-    return rows
-
-
-LONG = replace(CONFIG, updates=15, prompts=5, micro_batch=30)
-learns = partial(training.learns, run, config=LONG)
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {},
-        {"advantage": centred_advantages, "reduction": by_constant},
-        {"reduction": per_token},
-        {"config": replace(LONG, epochs=2, minibatches=2)},
-    ],
-    ids=["paper", "Dr. GRPO", "token mean", "four steps"],
-)
-def test_it_learns_what_is_rewarded(more):
-    assert learns(**more)
-
-
-def test_with_a_flipped_sign_it_does_not(monkeypatch):
-    """The negative control: the same test fails."""
-    training.flip(monkeypatch, grpo, "clipped_loss")
-    assert not learns()
-
-
-def test_with_another_rows_rewards_it_does_not(monkeypatch):
-    """A shuffled reward has nothing to say about any answer."""
-    right = grpo.score
-    monkeypatch.setattr(grpo, "score", lambda *args: right(*args).roll(1))
-    assert not learns()
+METHOD = METHODS["grpo"]
+CONFIG = METHOD.config
+run = METHOD.run
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -633,7 +575,7 @@ def test_old_log_probs_are_those_of_the_draw(monkeypatch):
     losses = training.spied(monkeypatch, grpo, "clipped_loss")
     list(run(base(), replace(CONFIG, epochs=3, updates=1, temperature=0.6)))
     ((_, rollout),) = drawn
-    parts = rollout.micro_batches(5)
+    parts = rollout.micro_batches(CONFIG.micro_batch)
     assert len(losses) == 3 * len(parts)
     for (args, _), rows in zip(losses, 3 * parts, strict=True):
         close(args[1], rollout.select(rows).logprobs, atol=1e-5)
@@ -684,15 +626,6 @@ def test_a_minibatch_is_weighed_by_itself(reduction):
     assert metrics["loss"] == pytest.approx(-1, abs=1e-5)
 
 
-@pytest.mark.parametrize("reduction", [per_sequence, by_constant, per_token])
-def test_micro_batches_bound_memory_and_change_nothing(reduction):
-    """T53."""
-    config = replace(CONFIG, updates=2, beta=0.2, epochs=2, minibatches=2)
-    more = {"sizes": (100, 5, 1), "floor": 1e-9, "reduction": reduction}
-    training.check_micro_batches(run, config, **more)
-    training.check_reference_in_parts(run, config, reduction=reduction)
-
-
 def test_groups_without_a_difference_are_counted_and_move_nothing():
     """In float32 0.1, whose mean is not 0.1; T55: the loss is 0 when they are dead."""
     policy = base()
@@ -713,11 +646,11 @@ def test_the_kl_term_brings_a_policy_home_even_from_dead_groups():
     away = base()
     list(run(away, replace(CONFIG, updates=3, prompts=5, lr=4e-3)))
     config = replace(CONFIG, beta=1.0, updates=12, prompts=5, lr=2e-3, samples=20)
-    config, ends = replace(config, micro_batch=100), {}
+    config = replace(config, micro_batch=100)
+    ends = {}
     for term in (k1_term, k2_term, k3_term):
         more = {"reference": base(), "kl_term": term}
-        steps = run(copy.deepcopy(away), config, lambda _, x: [0.0] * len(x), **more)
-        metrics = list(steps)
+        metrics = list(run(copy.deepcopy(away), config, never, **more))
         assert metrics[0]["dead"] == 1 and metrics[0]["kl"] > 0.7
         ends[term.__name__] = metrics[-1]["kl"]
     assert ends.pop("k1_term") > 0.7
@@ -737,93 +670,12 @@ def test_ratio_k3_and_k2_are_one_gradient_at_ratio_1():
         assert torch.allclose(*slopes, atol=1e-5) == same
 
 
-def test_beta_holds_the_policy_back_and_the_reference_stays_as_it_is():
-    training.check_kl(run, replace(CONFIG, updates=8), beta=3.0)
-
-
-def test_every_kl_term_and_reduction_and_advantage_is_used():
-    """C-10, for what is passed in: other weights after two updates."""
-    choices = [{}, {"advantage": centred_advantages}, {"reduction": by_constant}]
-    choices += [{"reduction": per_token}]
-    choices += [{"kl_term": term} for term in (k1_term, k2_term, kl_ratio_k3)]
+def test_every_kl_term_is_used():
+    """C-10: other weights after two updates."""
     ends = []
-    for choice in choices:
+    for term in (k1_term, k2_term, k3_term, kl_ratio_k3):
         state = {}
         config = replace(CONFIG, updates=2, beta=1.0, max_grad_norm=1e9, epochs=2)
-        list(run(base(), config, reference=base(), state=state, **choice))
+        list(run(base(), config, reference=base(), state=state, kl_term=term))
         ends.append(training.weights_of(state))
     assert all(not torch.equal(a, b) for i, a in enumerate(ends) for b in ends[:i])
-
-
-def test_an_answer_that_does_not_end_earns_nothing_and_is_counted():
-    training.check_truncation(run, replace(CONFIG, prompts=5), worth=0.1)
-
-
-def test_problems_are_asked_in_order_and_again_when_they_run_out(monkeypatch):
-    asked = ["aabb", "ccdd", "eeaa", "bbcc", "ddee"]
-    config = replace(CONFIG, samples=2)
-    training.check_order_of_problems(run, config, asked, grpo, monkeypatch)
-
-
-def test_train_is_a_generator():
-    training.check_lazy(run, lambda update: [12] * update, length=CONFIG.updates)
-
-
-def test_every_option_does_something():
-    changes = {"prompts": 3, "samples": 5, "max_new_tokens": 2, "temperature": 0.8}
-    changes |= {"epochs": 2, "minibatches": 2, "eps_low": 0.02, "eps_high": 0.02}
-    changes |= {"beta": 0.5, "lr": 2e-2, "warmup": 1, "max_grad_norm": 0.1}
-    training.check_options(begin, CONFIG, changes, updates=3)
-
-
-def test_resuming_gives_the_same_bits(tmp_path):
-    """IO-3: weights, optimiser, sampler and dealer, and position are all there."""
-    training.check_resume(begin, (1, 3), tmp_path / "grpo.pt")
-
-
-@pytest.mark.slow
-def test_resuming_in_a_new_process_gives_the_same_bits(tmp_path):
-    training.check_resume_in_new_process(begin, 2, tmp_path)
-
-
-def test_a_state_with_a_gap_would_be_found(tmp_path):
-    training.check_every_entry_is_needed(begin, tmp_path / "grpo.pt")
-
-
-def test_training_draws_from_its_own_generator():
-    training.check_own_generator(begin, run)
-
-
-refused = partial(training.assert_refused, run)
-
-
-def test_what_cannot_be_trained_with_is_refused():
-    refused("problems: got none", base(), problems=[])
-    refused("advantages has shape", base(), advantage=lambda rewards: rewards.mean(1))
-    training.check_beta_refused(run, CONFIG)
-    training.check_beta_needs_a_reference(run, CONFIG)
-    training.check_gradient_refused(run)
-    training.check_reward_refused(run)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"samples": 1},
-        {"epochs": 0},
-        {"minibatches": 0},
-        {"minibatches": 13},
-        {"eps_low": 1.5},
-        {"eps_high": 0.0},
-    ],
-    ids=str,
-)
-def test_a_config_out_of_range_is_refused(change):
-    refused(f"{next(iter(change))}.*got", base(), replace(CONFIG, **change))
-
-
-def test_the_learning_rate_rises_and_falls_to_zero():
-    config = replace(CONFIG, updates=6, warmup=2)
-    training.check_schedule(run, config)
-    config = replace(config, epochs=2, minibatches=2)
-    training.check_schedule(run, config, steps=4)

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
-from torch import nn
 
 from minialign.algorithms import ppo, reinforce
 from minialign.algorithms.ppo import (
@@ -26,9 +25,9 @@ from minialign.algorithms.ppo import (
 from minialign.logprobs import token_logprobs
 from tests import enumeration as world
 from tests import strategies
+from tests.methods import CRITICS, METHODS, NoCritic, opinionated
 from tests.properties import common, training
 from tests.toy import (
-    PROBLEMS,
     TOKENIZER,
     base,
     base_weights,
@@ -36,7 +35,6 @@ from tests.toy import (
     judged,
     new_gpt,
     stretched,
-    yes,
 )
 
 # Part 1: the expected gradient, over 15 responses (tests/enumeration.py)
@@ -668,61 +666,9 @@ def test_the_price_of_kl_follows_the_measured_kl():
 
 # Part 3: training, in a world where the answers are "y" and "no"
 
-CONFIG = ppo.PPOConfig(
-    updates=4, prompts=2, samples=6, max_new_tokens=3, lr=1e-2, critic_lr=1e-2,
-    warmup=3, micro_batch=8, kl_stop=None, minibatches=1,
-)  # fmt: skip
-
-
-class NoCritic(nn.Module):
-    """V = 0, and nothing to learn."""
-
-    def forward(self, inputs, hidden):
-        return torch.zeros_like(hidden[..., 0])
-
-
-def new_critic(policy, shared=False, seed=5):
-    """One that has an opinion: the head starts at 0 only in real runs."""
-    critic = Critic(policy, shared)
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        critic.head.weight += 0.05 * torch.randn(32, generator=draw)
-        critic.head.bias += 0.3
-    return critic
-
-
-LAYOUTS = {
-    "own": Critic,
-    "shared": partial(Critic, shared=True),
-    "none": lambda policy: NoCritic(),
-}
-
-
-def run(policy, config=CONFIG, reward=yes, *, problems=PROBLEMS, seed=0,
-        critic=LAYOUTS["shared"], **more):  # fmt: skip
-    """`critic`: one, or what makes one from the policy."""
-    critic = critic if isinstance(critic, nn.Module) else critic(policy)
-    more = {"generator": generator(seed), "critic": critic, **more}
-    return ppo.train(policy, TOKENIZER, problems, reward, config, **more)
-
-
-def begin(state, config=CONFIG, shared=False):
-    """A run with all there is, slow enough that its last draws are still draws."""
-    policy, seed = (new_gpt(7), 7) if state else (base(), 0)
-    config = replace(
-        config,
-        beta=config.beta or 0.1,
-        lr=config.lr / 5,
-        minibatches=max(config.minibatches, 2),
-        updates=3,
-    )
-    adaptive = partial(adapt_beta, target=0.05, horizon=50, completions=12)
-    more = {"reference": base(), "next_beta": adaptive, "state": state}
-    critic = new_critic(policy, shared, seed=6 if state else 5)
-    return run(policy, config, seed=seed, critic=critic, **more)
-
-
-begin_shared = partial(begin, shared=True)
+METHOD = METHODS["ppo"]
+CONFIG = METHOD.config
+run = METHOD.run
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -731,7 +677,7 @@ def test_scores_by_brute_force(shared, temperature):
     """Row by row, without padding: the value stands *before* the token it goes with."""
     policy = base().double()
     tokens = torch.randint(5, 200, (3, 9), generator=generator())
-    critic = new_critic(policy, shared)
+    critic = opinionated(policy, shared)
     if not shared:
         critic.trunk.load_state_dict(new_gpt(3).state_dict(), strict=False)
     mask = torch.zeros(3, 8, dtype=torch.bool)
@@ -756,7 +702,7 @@ def test_who_learns_from_which_loss():
     mask = torch.ones(2, 5, dtype=torch.bool)
     for shared in (False, True):
         policy = base()
-        critic = new_critic(policy, shared)
+        critic = opinionated(policy, shared)
         _, values, entropies = score_tokens(policy, critic, tokens, mask, 1.0)
         values.sum().backward()
         moved = [name for name, p in policy.named_parameters() if p.grad is not None]
@@ -767,36 +713,6 @@ def test_who_learns_from_which_loss():
     own = {p.data_ptr() for p in Critic(policy).parameters()}
     assert own.isdisjoint(p.data_ptr() for p in policy.parameters())
     assert [*Critic(policy, shared=True).state_dict()] == ["head.weight", "head.bias"]
-
-
-def test_scoring_refuses_what_does_not_fit():
-    policy, tokens = base(), torch.ones(2, 6, dtype=torch.int64)
-    for bad in (tokens[:, :5], tokens[:1]):
-        with pytest.raises(ValueError, match=r"tokens\[:, 1:\] has shape"):
-            score_tokens(
-                policy, Critic(policy), bad, torch.ones(2, 5, dtype=torch.bool), 1.0
-            )
-
-
-LONG = replace(CONFIG, updates=10, prompts=5, value_clip=0.5, micro_batch=30)
-learns = partial(training.learns, run, LONG)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_it_learns_what_is_rewarded(layout):
-    assert learns(critic=LAYOUTS[layout])
-
-
-def test_with_a_flipped_sign_it_does_not(monkeypatch):
-    """The negative control: the same test fails."""
-    training.flip(monkeypatch, ppo, "policy_loss")
-    assert not learns(critic=NoCritic())
-
-
-def test_with_another_rows_rewards_it_does_not(monkeypatch):
-    right = ppo.score
-    monkeypatch.setattr(ppo, "score", lambda *args: right(*args).roll(1))
-    assert not learns(critic=NoCritic())
 
 
 def test_the_critic_comes_to_know_which_token_decides():
@@ -839,7 +755,7 @@ def test_one_update_by_hand(monkeypatch, temperature):
     rollouts = training.spied(monkeypatch, ppo, "generate")
     config = replace(CONFIG, beta=0.5, temperature=temperature, epochs=1, lam=0.8)
     policy, reference = stretched(), base()
-    critic = new_critic(policy)
+    critic = opinionated(policy)
     twins = copy.deepcopy((policy, critic))
     metrics = next(run(policy, config, reference=reference, critic=critic))
 
@@ -878,11 +794,11 @@ def test_one_update_by_hand(monkeypatch, temperature):
     training.assert_metrics(metrics, rollout, expected, rel=2e-4, floor=2e-5)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", CRITICS)
 def test_the_first_ratio_is_exactly_1(layout):
     """PPO-1: bit by bit, whatever the minibatches; PPO-2: and then no more."""
     config = replace(CONFIG, updates=2, minibatches=3, micro_batch=3, temperature=0.8)
-    metrics = list(run(base(), config, critic=LAYOUTS[layout]))
+    metrics = list(run(base(), config, critic=CRITICS[layout]))
     assert [row["ratio_first"] for row in metrics] == [0.0] * 2
     assert all(row["approx_kl"] > 0 for row in metrics)
 
@@ -946,10 +862,7 @@ def test_one_step_without_a_critic_is_reinforce():
     config = replace(CONFIG, **bare)
     fields = {"updates", "prompts", "samples", "max_new_tokens", "lr", "warmup"}
     shared = {name: getattr(config, name) for name in fields | {"micro_batch"}}
-    twin = reinforce.train(
-        theirs, TOKENIZER, PROBLEMS, yes, reinforce.ReinforceConfig(**shared),
-        generator=generator(),
-    )  # fmt: skip
+    twin = METHODS["reinforce"].run(theirs, reinforce.ReinforceConfig(**shared))
     steps = run(ours, config, critic=NoCritic(), scale=lambda x, mask: x)
     for row, expected in zip(steps, twin, strict=True):
         training.assert_same_bits(dict(ours.state_dict()), dict(theirs.state_dict()))
@@ -957,17 +870,10 @@ def test_one_step_without_a_critic_is_reinforce():
             assert row[name] == expected[name]
 
 
-def test_micro_batches_bound_memory_and_change_nothing():
-    config = replace(CONFIG, updates=2, beta=0.2, entropy_coef=0.1, minibatches=2)
-    more = {"sizes": (100, 4, 1), "models": ("policy", "critic"), "floor": 1e-9}
-    training.check_micro_batches(run, config, critic=new_critic, **more)
-    training.check_reference_in_parts(run, config)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", CRITICS)
 def test_half_precision_is_scored_in_float32(layout):
     policy = base().bfloat16()
-    critic = LAYOUTS[layout](policy)
+    critic = CRITICS[layout](policy)
     tokens, mask = torch.ones(2, 5).long(), torch.ones(2, 4).bool()
     scored = ppo.score_tokens(policy, critic, tokens, mask, 1.0)
     assert {x.dtype for x in scored} == {torch.float32}
@@ -997,7 +903,7 @@ def test_the_critics_target_is_not_whitened(monkeypatch):
     white = training.spied(monkeypatch, ppo, "whiten")
     losses = training.spied(monkeypatch, ppo, "value_loss")
     config = replace(CONFIG, epochs=1, micro_batch=99, updates=1)
-    more = {"critic": new_critic, "scale": lambda *args: ppo.whiten(*args)}
+    more = {"critic": opinionated, "scale": lambda *args: ppo.whiten(*args)}
     next(run(base(), config, **more))
     (r, V, mask, *_), A = advantages[0]
     assert [args[0].shape for args, _ in white] == [A.shape]
@@ -1012,7 +918,7 @@ def test_the_loss_of_a_separate_critic_does_not_reach_the_policy():
     for shared, same in ((False, True), (True, False)):
         ends = []
         for weight in (0.1, 3.0):
-            state, critic = {}, partial(new_critic, shared=shared)
+            state, critic = {}, partial(opinionated, shared=shared)
             config = replace(CONFIG, value_coef=weight, updates=1)
             list(run(base(), config, critic=critic, state=state))
             ends.append(training.weights_of(state))
@@ -1029,36 +935,6 @@ def test_the_entropy_bonus_keeps_the_policy_undecided():
     assert ends[1.0] > ends[0.0] + 0.1
 
 
-def test_an_answer_that_does_not_end_earns_nothing_and_is_counted():
-    training.check_truncation(run, replace(CONFIG, prompts=5))
-
-
-def test_problems_are_asked_in_order_and_again_when_they_run_out(monkeypatch):
-    asked = ["aabb", "ccdd", "eeaa", "bbcc"]
-    config = replace(CONFIG, samples=2)
-    training.check_order_of_problems(run, config, asked, ppo, monkeypatch)
-
-
-def test_train_is_a_generator():
-    """And the critic in its state is the caller's, at every yield."""
-    training.check_lazy(run, lambda update: [12] * update, length=CONFIG.updates)
-    policy, state = base(), {}
-    critic = Critic(policy)
-    for _ in run(policy, critic=critic, state=state):
-        training.assert_same_bits(dict(state["critic"]), dict(critic.state_dict()))
-
-
-def test_every_option_does_something():
-    """Of the policy's weights or the critic's."""
-    changes = {"prompts": 3, "samples": 5, "max_new_tokens": 2, "temperature": 0.8}
-    changes |= {"beta": 0.5, "epochs": 3, "minibatches": 3, "kl_stop": 1e-6}
-    changes |= {"eps_low": 0.001, "eps_high": 0.001, "value_clip": 0.001}
-    changes |= {"gamma": 0.9, "lam": 0.5, "value_coef": 1.0, "entropy_coef": 0.1}
-    changes |= {"lr": 2e-2, "critic_lr": 2e-2, "warmup": 1, "max_grad_norm": 0.1}
-    models = "policy", "critic"
-    training.check_options(begin_shared, CONFIG, changes, updates=2, models=models)
-
-
 def test_the_price_of_kl_adapts_and_is_remembered():
     """KL-12: by the KL that is reported; `beta` is the price from here on."""
     state = {}
@@ -1070,78 +946,3 @@ def test_the_price_of_kl_adapts_and_is_remembered():
         beta = adapt(beta, row["kl"])
         assert row["beta"] == beta == state["beta"]
     assert beta != 0.2
-
-
-def test_beta_holds_the_policy_back_and_the_reference_stays_as_it_is():
-    training.check_kl(run, replace(LONG, lr=3e-3), critic=NoCritic())
-
-
-def test_resuming_gives_the_same_bits(tmp_path):
-    """IO-3: both models, the optimiser, the sampler, beta and the position."""
-    training.check_resume(begin, (1, 2), tmp_path / "ppo.pt")
-
-
-@pytest.mark.slow
-def test_resuming_in_a_new_process_gives_the_same_bits(tmp_path):
-    training.check_resume_in_new_process(begin, 1, tmp_path)
-
-
-def test_a_state_with_a_gap_would_be_found(tmp_path):
-    other = new_critic(new_gpt(9), shared=True).state_dict()
-    gaps = {"beta": lambda saved: 0.1, "critic": lambda saved: other}
-    more = {"gaps": training.GAPS | gaps, "stop": 1}
-    training.check_every_entry_is_needed(begin_shared, tmp_path / "ppo.pt", **more)
-
-
-def test_training_draws_from_its_own_generator():
-    training.check_own_generator(begin_shared, run)
-
-
-refused = partial(training.assert_refused, run)
-
-
-def test_what_cannot_be_trained_with_is_refused():
-    refused("problems: got none", base(), problems=[])
-    training.check_beta_refused(run, CONFIG)
-    training.check_beta_needs_a_reference(run, CONFIG)
-    training.check_gradient_refused(run)
-    training.check_reward_refused(run)
-
-
-@pytest.mark.parametrize(
-    "change, match",
-    [
-        ({"epochs": 0}, "epochs: got"),
-        ({"minibatches": 0}, "minibatches: got"),
-        ({"gamma": 1.5}, "gamma: got"),
-        ({"lam": -0.5}, "lam: got"),
-        ({"eps_low": 0.0}, "eps_low: got"),
-        ({"eps_high": -0.1}, "eps_high: got"),
-        ({"value_clip": 0.0}, "clip: got"),
-    ],
-)
-def test_settings_that_are_none_are_refused(change, match):
-    refused(match, base(), replace(CONFIG, **change))
-
-
-def test_every_model_has_weights_of_its_own():
-    policy, reference = base(), base()
-    critic = Critic(policy)
-    critic.trunk.embed_tokens.weight = policy.embed_tokens.weight
-    refused("share[sd] weights", policy, critic=critic)
-    critic.trunk = reference
-    refused("share[sd] weights", policy, critic=critic, reference=reference)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_of_the_critic_that_is_not_finite_stops_training(bad):
-    policy = base()
-    critic = Critic(policy)
-    critic.head.bias.register_hook(lambda slope: slope * bad)
-    refused("update 0: gradient norm", policy, critic=critic)
-
-
-def test_the_learning_rate_rises_and_falls_to_zero():
-    config = replace(CONFIG, updates=6, warmup=2, epochs=1)
-    training.check_schedule(run, config)
-    training.check_schedule(run, replace(config, epochs=2, minibatches=2), steps=4)

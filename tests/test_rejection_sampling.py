@@ -30,19 +30,18 @@ from minialign.algorithms.rejection_sampling import (
 from minialign.algorithms.sft import sft_loss
 from tests import enumeration as world
 from tests import strategies
+from tests.methods import METHODS
 from tests.properties import common, training
 from tests.toy import (
-    PROBLEMS,
     TOKENIZER,
     always,
     base,
     base_weights,
     generator,
     judged,
-    new_gpt,
+    never,
     row_nats,
     stretched,
-    yes,
 )
 
 SELECTIONS = [select_right, select_best, select_top, select_random]
@@ -479,51 +478,10 @@ def test_the_loss_refuses_impossible_batches_and_bears_extreme_ones():
 
 # Part 4: training, in a world where the answers are "y" and "no"
 
-CONFIG = rs.RejectionSamplingConfig(
-    rounds=2, prompts=3, samples=6, max_new_tokens=3, updates=3, batch_tokens=10,
-    lr=1e-2, warmup=2, micro_batch=4,
-)  # fmt: skip
+METHOD = METHODS["rejection_sampling"]
+CONFIG = METHOD.config
+run = METHOD.run
 RIGHT_TOKENS = 2  # "y" and its end
-
-
-def run(policy, config=CONFIG, reward=yes, *, problems=PROBLEMS, seed=0, **more):
-    more = {"generator": generator(seed), **more}
-    return rs.train(policy, TOKENIZER, problems, reward, config, **more)
-
-
-def begin(state, config=CONFIG, **more):
-    """A run with all there is, slow enough that its last draws are still draws."""
-    policy, seed = (new_gpt(7), 7) if state else (base(), 0)
-    config = replace(config, lr=config.lr / 5)
-    more = {"reference": base(), "select": select_random, "keep": keep_all, **more}
-    return run(policy, config, seed=seed, state=state, **more)
-
-
-LONG = replace(CONFIG, prompts=5, updates=8, batch_tokens=30)
-learns = partial(training.learns, run, LONG)
-
-
-@pytest.mark.parametrize("select", [select_right, select_best, select_top])
-@pytest.mark.parametrize("keep", [keep_latest, keep_all])
-def test_it_learns_what_is_rewarded(select, keep):
-    assert learns(select=select, keep=keep)
-
-
-def test_it_does_not_learn_from_answers_kept_by_lot():
-    """The control at equal tokens: imitating oneself teaches nothing."""
-    assert not learns(select=select_random)
-
-
-def test_with_a_flipped_sign_it_does_not(monkeypatch):
-    """The negative control: the same test fails."""
-    training.flip(monkeypatch, rs, "likelihood_loss")
-    assert not learns()
-
-
-def test_with_another_rows_rewards_it_does_not(monkeypatch):
-    right = rs.score
-    monkeypatch.setattr(rs, "score", lambda *args: right(*args).roll(1))
-    assert not learns()
 
 
 @pytest.mark.parametrize("temperature, chunk", [(1.0, 128), (0.7, 1)])
@@ -619,101 +577,18 @@ def test_batches_go_through_the_pool_and_again(monkeypatch):
     assert all(10 <= size < 13 for size in sizes)  # answers have at most 3 tokens
 
 
-def test_an_answer_that_does_not_end_is_counted_and_not_kept():
+def test_an_answer_that_does_not_end_is_not_kept():
     state = {}
-    config = replace(CONFIG, prompts=5)
-    metrics = training.check_truncation(partial(run, state=state), config)
+    metrics = training.check_truncation(partial(run, state=state, prompts=5))
     assert metrics["kept"] == pytest.approx(1 - metrics["truncated"])
     assert all(ids[-1] == TOKENIZER.eos_id for _, ids in state["pool"])
 
 
 def test_nothing_kept_changes_nothing():
     policy = base()
-    metrics = list(run(policy, reward=lambda _, texts: [0.0] * len(texts)))
+    metrics = list(run(policy, reward=never))
     training.assert_same_bits(dict(policy.state_dict()), dict(base_weights()))
     for row in metrics:
         assert row["kept"] == row["pool"] == row["loss"] == row["grad_norm"] == 0
         assert row["unanswered"] == 1 and row["tokens"] == 0
     assert metrics[-1]["completions"] == 36
-
-
-def test_micro_batches_bound_memory_and_change_nothing():
-    more = {"sizes": (100, 3, 1), "select": select_random}
-    training.check_micro_batches(run, CONFIG, **more)
-
-
-def test_problems_are_asked_in_order_and_again_when_they_run_out():
-    asked = []
-
-    def spy(problems, texts):
-        asked.append("".join(problem.question for problem in problems))
-        return always(problems, texts)
-
-    list(run(base(), replace(CONFIG, rounds=3, samples=2, updates=1), spy))
-    assert asked == ["aabbcc", "ddeeaa", "bbccdd"]
-
-
-def test_train_is_a_generator():
-    length = CONFIG.rounds * CONFIG.updates
-    training.check_lazy(run, lambda update: [18] * (1 + update // 4), length, stop=4)
-
-
-def test_every_option_does_something():
-    """Before the end, too: more rounds are another rate."""
-    changes = {"prompts": 4, "samples": 5, "max_new_tokens": 2, "temperature": 0.8}
-    changes |= {"updates": 2, "rounds": 3, "batch_tokens": 20}
-    changes |= {"lr": 2e-2, "warmup": 1, "max_grad_norm": 0.1}
-    training.check_options(begin, CONFIG, changes, updates=5)
-
-
-def test_resuming_gives_the_same_bits(tmp_path):
-    """IO-3: inside a round and between two; data, order and generator are all there."""
-    training.check_resume(begin, (1, 3, 5), tmp_path / "rejection.pt")
-
-
-@pytest.mark.slow
-def test_resuming_in_a_new_process_gives_the_same_bits(tmp_path):
-    training.check_resume_in_new_process(begin, 2, tmp_path)
-
-
-def test_a_state_with_a_gap_would_be_found(tmp_path):
-    gaps = training.GAPS | {
-        "pool": lambda saved: saved[::-1],
-        "order": lambda saved: [],
-        "drawn": lambda saved: {},
-        "tokens": lambda saved: 0,
-    }
-    training.check_every_entry_is_needed(begin, tmp_path / "rejection.pt", gaps)
-
-
-def test_training_draws_from_its_own_generator():
-    training.check_own_generator(begin, run)
-
-
-refused = partial(training.assert_refused, run)
-
-
-def test_what_cannot_be_trained_with_is_refused():
-    refused("problems: got none", base(), problems=[])
-    for name in ("rounds", "updates", "batch_tokens"):
-        refused(f"{name}: got 0", base(), replace(CONFIG, **{name: 0}))
-    training.check_reference_refused(run, CONFIG)
-    training.check_gradient_refused(run)
-    training.check_reward_refused(run)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        lambda rewards, lengths, generator: rewards,
-        lambda rewards, lengths, generator: (rewards > 0).flatten(),
-        lambda rewards, lengths, generator: (rewards > 0).T,
-    ],
-)
-def test_a_selection_that_is_none_is_refused(wrong):
-    refused("select: gave", base(), select=wrong)
-
-
-def test_the_learning_rate_rises_and_falls_to_zero():
-    """Over all rounds."""
-    training.check_schedule(run, CONFIG)

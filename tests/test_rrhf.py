@@ -24,16 +24,14 @@ from minialign.algorithms.rrhf import (
 )
 from tests import enumeration as world
 from tests import strategies
+from tests.methods import METHODS
 from tests.properties import common, training
 from tests.toy import (
-    PROBLEMS,
-    TOKENIZER,
     always,
     base,
-    base_weights,
     chance_of_yes,
-    generator,
     judged,
+    never,
     new_gpt,
     row_nats,
     stretched,
@@ -468,59 +466,18 @@ def test_answers_without_a_token_and_impossible_log_probs_are_refused():
 
 # Part 3: training, in a world where the answers are "y" and "no"
 
-CONFIG = rrhf.RRHFConfig(
-    rounds=2, prompts=4, samples=4, updates=3, batch=2, max_new_tokens=3, lr=1e-2,
-    sft_weight=1.0, warmup=3, micro_batch=5,
-)  # fmt: skip
-
-
-def run(policy, config=CONFIG, reward=yes, *, problems=PROBLEMS, seed=0, **more):
-    more = {"generator": generator(seed), **more}
-    return rrhf.train(policy, TOKENIZER, problems, reward, config, **more)
-
-
-def begin(state, config=CONFIG):
-    """A run with all there is, slow enough that its last draws are still draws."""
-    policy, seed = (new_gpt(7), 7) if state else (base(), 0)
-    config = replace(config, lr=config.lr / 5, margin=config.margin or 0.1)
-    return run(policy, config, seed=seed, reference=base(), state=state)
-
-
-LEARN = replace(CONFIG, rounds=2, prompts=5, batch=5, updates=7, samples=6)
-
-
-RANKED = replace(LEARN, sft_weight=0.0, margin=2.0)
-learns = partial(training.learns, run, sure=0.9)
-
-
-@pytest.mark.parametrize("config", [LEARN, RANKED], ids=["both", "ranking"])
-def test_it_learns_what_is_rewarded(config):
-    assert learns(config)
+METHOD = METHODS["rrhf"]
+CONFIG = METHOD.config
+LONG = METHOD.long
+run = METHOD.run
 
 
 def test_the_ranking_alone_rests_where_the_order_is_right():
     """log p(y) / 2 passes log(1 - p(y)) / 3 at p(y) = 0.57: no pair is violated."""
     policy = base()
-    config = replace(LEARN, sft_weight=0.0, lr=1e-3)
-    metrics = list(run(policy, config))
+    metrics = list(run(policy, **LONG, sft_weight=0.0, lr=1e-3))
     assert metrics[0]["violated"] > 0.8 and metrics[-1]["ranking"] < 0.02
     assert 0.5 < chance_of_yes(policy) < 0.9
-
-
-@pytest.mark.parametrize(
-    "name, config", [("ranking_loss", RANKED), ("sft_loss", LEARN)]
-)
-def test_with_a_flipped_sign_it_does_not(monkeypatch, name, config):
-    """The negative control: the same test fails, for either term."""
-    training.flip(monkeypatch, rrhf, name)
-    assert not learns(config)
-
-
-def test_with_another_rows_rewards_it_does_not(monkeypatch):
-    """A shuffled reward has nothing to say about any answer."""
-    right = rrhf.score
-    monkeypatch.setattr(rrhf, "score", lambda *args: right(*args).flip(0).roll(1))
-    assert not learns(RANKED)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -568,27 +525,6 @@ def test_one_update_by_hand(monkeypatch, temperature):
     assert metrics["kl"] > 0 and found
 
 
-def test_scoring_repeats_the_sampler(monkeypatch):
-    """One temperature for both, else the policy scored is not the one that answered."""
-    drawn = training.spied(monkeypatch, rrhf, "generate")
-    scored = training.spied(monkeypatch, rrhf, "token_logprobs")
-    config = replace(CONFIG, prompts=2, temperature=0.6, micro_batch=99, rounds=1)
-    next(run(base(), config))
-    nats = torch.sort(scored[0][1].detach().sum(1)).values
-    close(nats, torch.sort(drawn[0][1].logprobs.sum(1)).values, atol=1e-5)
-
-
-def test_micro_batches_bound_memory_and_change_nothing():
-    """Of one, two and all problems; never a part of a problem."""
-    config = replace(CONFIG, prompts=6, batch=3, rounds=1)
-    more = {"sizes": (100, 8, 5, 1), "rel": 1e-4, "floor": 1e-6}
-    training.check_micro_batches(run, config, **more)
-
-
-def test_an_answer_that_does_not_end_earns_nothing_and_is_counted():
-    training.check_truncation(run, CONFIG)
-
-
 def test_ties_and_unanswered_problems_are_counted():
     """All right: imitation alone is left. All wrong: nothing is, and nothing moves."""
     policy = base()
@@ -598,7 +534,7 @@ def test_ties_and_unanswered_problems_are_counted():
     assert {row["violated"] for row in metrics} == {0}
     assert {row["unanswered"] for row in metrics} == {0}
     before = copy.deepcopy(dict(policy.state_dict()))
-    metrics = list(run(policy, reward=lambda _, texts: [0.0] * len(texts)))
+    metrics = list(run(policy, reward=never))
     assert {row["unanswered"] for row in metrics} == {1}
     assert {row["loss"] for row in metrics} == {row["grad_norm"] for row in metrics}
     assert metrics[0]["loss"] == 0 and metrics[0]["score_right"] == 0
@@ -631,7 +567,7 @@ def test_problems_are_asked_in_order_and_every_batch_is_learnt_from(monkeypatch)
 def test_a_round_takes_its_answers_from_the_policy_of_its_start(monkeypatch):
     """Own answers, iterated: the second round's come from a policy that has learnt."""
     drawn = training.spied(monkeypatch, rrhf, "generate")
-    metrics = list(run(base(), replace(LEARN, updates=5)))
+    metrics = list(run(base(), **LONG | {"updates": 5}))
     assert len(drawn) == 2
     share = [judged(rollout).mean().item() for _, rollout in drawn]
     assert share == pytest.approx([metrics[0]["reward"], metrics[-1]["reward"]])
@@ -647,76 +583,8 @@ def test_given_answers_are_learnt_from_and_nothing_is_drawn(monkeypatch):
 
     monkeypatch.setattr(rrhf, "generate", None)
     policy = base()
-    config = replace(LEARN, updates=10, batch=2, samples=1)
-    metrics = list(run(policy, config, problems=[], given=given))
+    sizes = LONG | {"updates": 10, "batch": 2, "samples": 1}
+    metrics = list(run(policy, problems=[], given=given, **sizes))
     assert chance_of_yes(policy) > 0.9 and len(metrics) == 20
     assert {row["completions"] for row in metrics} == {0}
     assert "reward" not in metrics[0] and metrics[0]["violated"] > 0.5
-
-
-def test_train_is_a_generator():
-    length = CONFIG.rounds * CONFIG.updates
-    training.check_lazy(run, lambda update: [16] * (1 + update // 4), length, stop=4)
-
-
-def test_every_option_does_something():
-    changes = {"prompts": 6, "samples": 5, "max_new_tokens": 2, "temperature": 0.8}
-    changes |= {"updates": 2, "batch": 1, "sft_weight": 0.5, "margin": 0.5}
-    changes |= {"lr": 2e-2, "warmup": 1, "max_grad_norm": 0.1}
-    training.check_options(begin, CONFIG, changes, updates=None)
-
-
-def test_the_reference_only_watches():
-    ends = []
-    for reference in (None, base()):
-        policy = base()
-        metrics = list(run(policy, reference=reference))
-        assert ("kl" in metrics[0]) == (reference is not None)
-        ends.append(dict(policy.state_dict()))
-    training.assert_same_bits(*ends)
-    assert abs(metrics[0]["kl"]) < 1e-6 < metrics[-1]["kl"]
-    training.assert_same_bits(dict(reference.state_dict()), dict(base_weights()))
-    assert all(p.grad is None for p in reference.parameters())
-
-
-def test_resuming_gives_the_same_bits(tmp_path):
-    """IO-3: inside a round, at its end, and with a batch left over."""
-    training.check_resume(begin, (1, 3, 4), tmp_path / "rrhf.pt")
-
-
-@pytest.mark.slow
-def test_resuming_in_a_new_process_gives_the_same_bits(tmp_path):
-    training.check_resume_in_new_process(begin, 2, tmp_path)
-
-
-def test_a_state_with_a_gap_would_be_found(tmp_path):
-    gaps = training.GAPS | {
-        "order": lambda saved: [],
-        "drawn": lambda saved: {},
-        "rollout": lambda saved: {**saved, "tokens": saved["tokens"].flip(0)},
-        "rewards": lambda saved: saved.flip(0),
-    }
-    training.check_every_entry_is_needed(begin, tmp_path / "rrhf.pt", gaps, stop=1)
-
-
-def test_training_draws_from_its_own_generator():
-    training.check_own_generator(begin, run)
-
-
-refused = partial(training.assert_refused, run)
-
-
-def test_what_cannot_be_trained_with_is_refused():
-    refused("0 problems", base(), problems=[])
-    refused("ragged", base(), replace(CONFIG, prompts=3))
-    refused("samples=1.* or K < 2", base(), replace(CONFIG, samples=1))
-    refused("margin: got", base(), replace(CONFIG, margin=-1.0))
-    refused("sft_weight: got", base(), replace(CONFIG, sft_weight=math.nan))
-    training.check_reference_refused(run, CONFIG)
-    training.check_gradient_refused(run)
-    training.check_reward_refused(run)
-
-
-def test_the_learning_rate_rises_and_falls_to_zero():
-    """Over both rounds."""
-    training.check_schedule(run, replace(CONFIG, warmup=2))

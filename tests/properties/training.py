@@ -1,32 +1,27 @@
 """What every `train` owes: each property is a function of the implementation.
 
-A test module describes its method by two functions at its top level.
+A method is handed in as one of two functions, or both; tests/methods.py has them all.
 
     begin(state)                builds everything anew (a model with *other* weights
                                 when the state is to bring them) and gives the generator
                                 that `train` returns; an empty state starts a run
-    run(policy, config, reward, seed=, reference=, state=, ...)
+    run(policy, config, reward, reference=, state=, ...)
                                 calls `train` on the problems of tests/toy.py; all but
                                 the policy has a default
 
 `begin` is slow enough that its last draws are still draws, and uses all there is. A
-method with more models makes them in `run`, from the policy that it is handed. `config`
-is that method's, with what the property needs set by the caller where it says so.
+method with more models makes them in `run`, from the policy that it is handed. Whatever
+else `run` is handed by name is a setting of the config or an argument of `train`.
 """
 
-import copy
 import inspect
-import json
 import math
-import os
 import random
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -45,23 +40,13 @@ from tests.toy import (
     generator,
     judged,
     new_gpt,
+    stretched,
     yes,
 )
 
 Metrics = dict[str, float]
 Begin = Callable[[dict], Iterator[Metrics]]
 Run = Callable[..., Iterator[Metrics]]
-
-CONTINUE = """
-import importlib, json, sys, torch
-from minialign import checkpoint
-torch.set_num_threads(1)
-module, begin, before, after = sys.argv[1:]
-state = checkpoint.load(before)
-metrics = list(getattr(importlib.import_module(module), begin)(state))
-checkpoint.save(after, state)
-print(json.dumps(metrics))
-"""
 
 
 def assert_same_bits(actual, expected, where: str = "state") -> None:
@@ -82,19 +67,29 @@ def assert_same_bits(actual, expected, where: str = "state") -> None:
         assert actual == expected, f"{where}: {actual!r}, not {expected!r}"
 
 
-def check_resume(begin: Begin, stops: Sequence[int], path: Path) -> None:
-    """IO-3: stopped after any of these updates and resumed from a file: the same bits.
+def run_and_save(
+    begin: Begin, stops: Sequence[int], path: Path
+) -> tuple[list[Metrics], dict, dict[int, Path]]:
+    """A whole run: its metrics, its state, and a file of the state after each stop."""
+    state: dict = {}
+    metrics, saved = [], {}
+    for row in begin(state):
+        metrics.append(row)
+        if len(metrics) in stops:
+            saved[len(metrics)] = path.with_name(f"{len(metrics)}-{path.name}")
+            checkpoint.save(saved[len(metrics)], state)
+    assert list(saved) == list(stops)
+    return metrics, state, saved
 
-    Compared are the metrics of every update and, at the end, all of the state.
+
+def check_resume(begin: Begin, stops: Sequence[int], path: Path) -> None:
+    """IO-3: resumed from what was saved after any of these updates: the same bits.
+
+    Compared are the metrics of every later update and, at the end, all of the state.
     """
-    whole: dict = {}
-    expected = list(begin(whole))
-    for stop in stops:
-        state: dict = {}
-        metrics = list(islice(begin(state), stop))
-        assert metrics == expected[:stop], f"up to {stop}: other metrics"
-        checkpoint.save(path, state)
-        check_rest(begin, path, expected[stop:], whole)
+    expected, end, saved = run_and_save(begin, stops, path)
+    for stop, file in saved.items():
+        check_rest(begin, file, expected[stop:], end)
 
 
 def check_rest(
@@ -108,28 +103,6 @@ def check_rest(
     state = load(path)
     assert list(begin(state)) == expected, "other metrics than without a stop"
     assert_same_bits(state, end)
-
-
-def check_resume_in_new_process(begin: Begin, stop: int, folder: Path) -> None:
-    """IO-3, the rest of the run in a process that has nothing but the file."""
-    whole: dict = {}
-    expected = list(begin(whole))
-    state: dict = {}
-    list(islice(begin(state), stop))
-    before, after = folder / "before.pt", folder / "after.pt"
-    checkpoint.save(before, state)
-    names = begin.__module__, begin.__qualname__
-    done = subprocess.run(
-        [sys.executable, "-c", CONTINUE, *names, str(before), str(after)],
-        cwd=Path(__file__).resolve().parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == expected[stop:]
-    assert_same_bits(checkpoint.load(after), whole)
 
 
 def check_global_randomness_untouched(begin: Begin) -> None:
@@ -164,26 +137,23 @@ def load_with_gap(path: Path, entry: str, forget: Callable) -> dict:
 
 
 def check_every_entry_is_needed(
-    begin: Begin, path: Path, gaps: Mapping[str, Callable] = GAPS, stop: int = 2
+    begin: Begin, path: Path, gaps: Mapping[str, Callable] = GAPS, stop: int = 1
 ) -> None:
     """The negative control of check_resume: it sees a gap, whichever entry it is in."""
-    whole: dict = {}
-    rest = list(begin(whole))[stop:]
-    state: dict = {}
-    list(islice(begin(state), stop))
-    assert state.keys() == gaps.keys()
-    checkpoint.save(path, state)
+    metrics, end, saved = run_and_save(begin, [stop], path)
+    assert end.keys() == gaps.keys()
     for entry, forget in gaps.items():
         load = partial(load_with_gap, entry=entry, forget=forget)
-        found = common.refutes(check_rest, begin, path, rest, whole, load)
+        rest = saved[stop], metrics[stop:], end, load
+        found = common.refutes(check_rest, begin, *rest)
         assert found, f"{entry} is saved and not needed"
 
 
-def check_own_generator(begin: Begin, run: Run) -> None:
+def check_own_generator(run: Run) -> None:
     """The generator handed in decides what is drawn, and no global one does."""
-    check_global_randomness_untouched(begin)
     torch.manual_seed(0)
-    assert next(run(base(), seed=1)) != next(run(base(), seed=2))
+    first = next(run(base(), generator=generator(1)))
+    assert next(run(base(), generator=generator(2))) != first
 
 
 # What a run does, seen from outside
@@ -224,7 +194,6 @@ def reward_rises(metrics: Sequence[Metrics]) -> bool:
 
 def learns(
     run: Run,
-    config,
     sure: float = 0.95,
     shows: Callable[[Sequence[Metrics]], bool] = reward_rises,
     **more,
@@ -235,7 +204,7 @@ def learns(
     """
     policy = base()
     before = chance_of_yes(policy)
-    metrics = list(run(policy, config, **more))
+    metrics = list(run(policy, **more))
     assert 0.1 < before < 0.6  # of the world, not of the algorithm
     return chance_of_yes(policy) > sure and shows(metrics)
 
@@ -280,38 +249,41 @@ def assert_metrics(
 
 
 def check_lazy(
-    run: Run, answers: Callable[[int], list[int]], length: int, stop: int = 2
+    run: Run,
+    answers: Callable[[int], list[int]],
+    length: int,
+    stop: int,
 ) -> None:
     """A generator; the caller's code runs with gradients on, and may stop at any yield.
 
     answers(u): how many answers each call of the reward has had by update u; `length`:
     all updates there are; `stop`: where this caller has had enough.
     """
-    calls, state = [], {}
+    calls = []
 
     def spy(problems, texts):
         calls.append(len(texts))
         return yes(problems, texts)
 
     policy = base()
-    steps = run(policy, reward=spy, state=state)
+    steps = run(policy, reward=spy)
     assert inspect.isgenerator(steps) and not calls
+    assert_same_bits(dict(policy.state_dict()), dict(base_weights()))
     for update in range(1, stop + 1):
         assert next(steps)["update"] == update and calls == answers(update)
         assert torch.is_grad_enabled()
-        assert_same_bits(dict(state["policy"]), dict(policy.state_dict()))
-        assert state["update"] == update
     steps.close()
     assert calls == answers(stop) and len(list(run(policy))) == length
 
 
 def check_order_of_problems(
-    run: Run, config, asked: Sequence[str], module, monkeypatch, calls: int = 1
+    run: Run, asked: Sequence[str], module, monkeypatch, calls: int = 1
 ) -> None:
     """One problem after the other is asked, and the first again after the last.
 
-    `asked`: the questions in each call of the reward, `calls` of them per update; what
-    the first of these judges is what the metrics are about. All answers are counted.
+    `asked`: the questions in each call of the reward, `calls` of them per draw, and
+    there is one update per draw. What the first of these calls judges is what the
+    metrics are about. All answers are counted.
     """
     seen = []
 
@@ -325,45 +297,60 @@ def check_order_of_problems(
         return {"measured": 1.0}
 
     monkeypatch.setattr(module, "answer_metrics", measured)
-    metrics = list(run(base(), config, spy))
+    metrics = list(run(base(), reward=spy))
     assert seen == list(asked)
     drawn = list(accumulate(map(len, asked)))
     assert [row["completions"] for row in metrics] == drawn[calls - 1 :: calls]
-    assert [row["update"] for row in metrics] == list(range(1, config.updates + 1))
+    updates = list(range(1, len(metrics) + 1))
+    assert [row["update"] for row in metrics] == updates
     assert all(row["measured"] for row in metrics)
 
 
-def check_schedule(run: Run, config, steps: int = 1) -> None:
+def check_schedule(run: Run, groups: Sequence[str] = ("lr",), steps: int = 1) -> None:
     """Of 6 updates with 2 of warm-up: 1/2, 1, then a line that would meet 0 at 6.
 
-    `steps` of the optimiser make one update; a config that has them so is the caller's.
+    `groups`: which setting is the peak of each group of parameters, in the order of the
+    optimisers that have them. So many `steps` of each make one update.
     """
+    peaks = {name: 1e-3 / (1 + i) for i, name in enumerate(dict.fromkeys(groups))}
     rates = []
 
     def watch(optimizer, args, kwargs):
-        rates.append(optimizer.param_groups[0]["lr"])
+        rates.extend(group["lr"] for group in optimizer.param_groups)
 
     watched = register_optimizer_step_pre_hook(watch)
     try:
-        list(run(base(), replace(config, lr=1.0)))
+        list(run(base(), warmup=2, **peaks))
     finally:
         watched.remove()
-    expected = [1 / 2, 1, 1, 3 / 4, 1 / 2, 1 / 4]
-    assert rates == pytest.approx([rate for rate in expected for _ in range(steps)])
+    expected = []
+    for share in (1 / 2, 1, 1, 3 / 4, 1 / 2, 1 / 4):
+        expected += [share * peaks[name] for name in groups] * steps
+    assert rates == pytest.approx(expected)
 
 
-def check_scoring_repeats_the_sampler(run: Run, config, module, monkeypatch) -> None:
-    """One temperature for both, else the policy scored is not the one that answered."""
+def check_scoring_repeats_the_sampler(
+    run: Run, module, monkeypatch, scores: str = "token_logprobs"
+) -> None:
+    """One temperature for both, else the policy scored is not the one that answered.
+
+    `scores`: the function of the module that scores. While no weight moves, every
+    answer that is learnt from has the log-probability that the sampler gave to one.
+    """
     drawn = spied(monkeypatch, module, "generate")
-    scored = spied(monkeypatch, module, "token_logprobs")
-    list(run(base(), replace(config, temperature=0.6, micro_batch=99, updates=2)))
+    scored = spied(monkeypatch, module, scores)
+    list(run(base(), temperature=0.6, lr=0.0))
     rollouts = [rollout for _, rollout in drawn if not rollout.greedy]
-    assert len(rollouts) == 2
-    for rollout, (_, logprobs) in zip(rollouts, scored, strict=True):
-        (rows,) = rollout.micro_batches(99)
-        expected = rollout.select(rows).logprobs
-        torch.testing.assert_close(logprobs.detach(), expected, rtol=0, atol=1e-5)
-        assert (logprobs < -0.01).any()
+    sampled = torch.cat([rollout.logprobs.sum(1) for rollout in rollouts])
+    learnt = 0
+    for _, result in scored:
+        logprobs = result[0] if isinstance(result, tuple) else result
+        if logprobs.requires_grad:
+            nats = logprobs.detach().sum(1)
+            apart = (nats[:, None] - sampled).abs().amin(1)
+            assert apart.max() < 1e-5
+            learnt += len(nats)
+    assert learnt > 5 and (sampled < -0.01).any()
 
 
 def check_micro_batches(
@@ -379,7 +366,8 @@ def check_micro_batches(
     ends = []
     for size in sizes:
         state: dict = {}
-        policy, reference = base().double(), base().double()
+        policy = base().double()
+        reference = stretched().double()
         sized = replace(config, micro_batch=size)
         metrics = list(run(policy, sized, reference=reference, state=state, **more))
         ends.append((weights_of(state, models), metrics))
@@ -389,48 +377,59 @@ def check_micro_batches(
             assert row == pytest.approx(expected, rel=rel, abs=floor)
 
 
-def check_reference_in_parts(run: Run, config, **more) -> None:
+def rows_read(model: torch.nn.Module, learning: bool) -> list[int]:
+    """The rows of each pass through the model from now on, with gradients or without.
+
+    It grows as the model is used.
+    """
+    rows = []
+
+    def note(model, read):
+        if torch.is_grad_enabled() == learning:
+            rows.append(len(read[0]))
+
+    model.register_forward_pre_hook(note)
+    return rows
+
+
+def check_memory(run: Run, most: int, **more) -> None:
+    """No pass with a gradient reads more than so many answers at a time."""
+    policy = base()
+    rows = rows_read(policy, learning=True)
+    list(run(policy, **more))
+    assert 0 < max(rows) <= most
+
+
+def check_reference_in_parts(run: Run, **more) -> None:
     """The reference too reads no more than `micro_batch` answers at a time."""
-    reference, rows = base(), []
-    reference.register_forward_pre_hook(lambda _, read: rows.append(len(read[0])))
-    list(run(base(), replace(config, micro_batch=3), reference=reference, **more))
+    reference = base()
+    rows = rows_read(reference, learning=False)
+    list(run(base(), micro_batch=3, reference=reference, **more))
     assert 0 < max(rows) <= 3
 
 
-def check_truncation(run: Run, config, worth: float = 1.0) -> Metrics:
+def check_truncation(run: Run, worth: float = 0.1) -> Metrics:
     """An answer that does not end earns nothing and is counted, whatever it is worth.
 
     Two tokens are enough for "y" and its end, not for "no" and its end.
     """
-    config = replace(config, max_new_tokens=2)
-    metrics = next(run(base(), config, lambda _, texts: [worth] * len(texts)))
+
+    def reward(problems, texts):
+        return [worth] * len(texts)
+
+    metrics = next(run(base(), reward=reward, max_new_tokens=2))
     assert 0.2 < metrics["truncated"] < 0.9
     assert metrics["reward"] == pytest.approx(worth * (1 - metrics["truncated"]))
     return metrics
 
 
-def check_options(
-    begin: Callable[..., Iterator[Metrics]],
-    config,
-    changes: Mapping[str, float],
-    updates: int | None = 4,
-    models: Sequence[str] = ("policy",),
-) -> None:
-    """C-10: with any of these options changed, other weights after some updates."""
-    assert changes.keys() <= vars(config).keys()
-
-    def end(config):
-        state: dict = {}
-        list(islice(begin(state, config), updates))
-        return weights_of(state, models)
-
-    expected = end(config)
-    for name, value in changes.items():
-        same = torch.equal(end(replace(config, **{name: value})), expected)
-        assert not same, f"{name} = {value} changes nothing"
+def assert_untouched(reference: torch.nn.Module) -> None:
+    """It is the base still, and nobody asked for its gradients."""
+    assert_same_bits(dict(reference.state_dict()), dict(base_weights()))
+    assert all(weight.grad is None for weight in reference.parameters())
 
 
-def check_kl(run: Run, config, beta: float = 1.0, **more) -> None:
+def check_kl(run: Run, beta: float = 1.0, **more) -> None:
     """Reported with a reference only, which stays as it is; a price on it holds back.
 
     The optimum of E[r] - beta KL has odds of yes e^(1 / beta) times the reference's.
@@ -439,12 +438,11 @@ def check_kl(run: Run, config, beta: float = 1.0, **more) -> None:
     assert "kl" in next(run(base(), reference=base()))
     ends = []
     for price in (0.0, beta):
-        policy, reference = base(), base()
-        priced = replace(config, beta=price)
-        metrics = list(run(policy, priced, reference=reference, **more))
+        policy = base()
+        reference = base()
+        metrics = list(run(policy, beta=price, reference=reference, **more))
         assert abs(metrics[0]["kl"]) < 1e-5  # a copy of the policy, still
-        assert_same_bits(dict(reference.state_dict()), dict(base_weights()))
-        assert all(p.grad is None for p in reference.parameters())
+        assert_untouched(reference)
         ends.append(chance_of_yes(policy))
     start = chance_of_yes(base())
     odds = math.exp(1 / beta) * start / (1 - start)
@@ -452,51 +450,14 @@ def check_kl(run: Run, config, beta: float = 1.0, **more) -> None:
     assert ends[1] < odds / (1 + odds) + 0.2
 
 
-# What is refused
-
-
-def assert_refused(run: Run, match: str, policy, *args, **more) -> None:
-    """The call is refused before it changes a weight."""
-    before = copy.deepcopy(dict(policy.state_dict()))
-    with pytest.raises(ValueError, match=match):
-        list(run(policy, *args, **more))
-    assert_same_bits(dict(policy.state_dict()), before)
-
-
-def check_beta_refused(run: Run, config, alone: str = "beta: got") -> None:
-    """What is no strength; `alone`: what is said where there is no reference either."""
-    for beta in (-1.0, math.nan, math.inf):
-        wrong = replace(config, beta=beta)
-        assert_refused(run, alone, base(), wrong)
-        assert_refused(run, "beta: got", base(), wrong, reference=base())
-
-
-def check_reference_refused(run: Run, config) -> None:
-    """It shares no weight with the policy, not even one."""
-    policy, other = base(), base()
-    other.embed_tokens.weight = policy.embed_tokens.weight
-    for reference in (policy, other):
-        match = "reference: shares weights"
-        assert_refused(run, match, policy, config, reference=reference)
-
-
-def check_beta_needs_a_reference(run: Run, config) -> None:
-    """One of its own; and where beta is 0 none that shares weights either."""
-    priced = replace(config, beta=0.1)
-    assert_refused(run, "reference: beta is 0.1", base(), priced)
-    for each in (config, priced):
-        check_reference_refused(run, each)
-
-
-def check_gradient_refused(run: Run, new_model: Callable = base) -> None:
-    """A gradient that is not finite stops training."""
-    for bad in (math.nan, math.inf):
-        model = new_model()
-        model.norm.weight.register_hook(lambda slope, bad=bad: slope * bad)
-        assert_refused(run, "update 0: gradient norm", model)
-
-
-def check_reward_refused(run: Run) -> None:
-    """A reward that is not finite stops training."""
-    nothing = {"reward": lambda problems, texts: [math.nan] * len(texts)}
-    assert_refused(run, "not finite", base(), **nothing)
+def check_reference_only_watches(run: Run) -> None:
+    """With a reference the KL to it is reported; it stays as it is, and so does all."""
+    ends = []
+    for reference in (None, base()):
+        policy = base()
+        metrics = list(run(policy, reference=reference))
+        assert ("kl" in metrics[0]) == (reference is not None)
+        ends.append(dict(policy.state_dict()))
+    assert_same_bits(*ends)
+    assert abs(metrics[0]["kl"]) < 1e-5 < metrics[-1]["kl"]
+    assert_untouched(reference)
