@@ -98,12 +98,17 @@ class Method:
 
 
 def start(
-    method: Method, state: dict, device: str = "cpu", **changes
+    method: Method,
+    state: dict,
+    device: str | torch.device = "cpu",
+    draws: str | torch.device | None = None,
+    **changes,
 ) -> tuple[dict[str, nn.Module], Iterator[Metrics]]:
     """A run with everything switched on, on this device: (models by name, metrics).
 
-    All models are new, and the generator too. A state that brings the weights finds
-    models with *other* weights, so that what it does not bring is missed.
+    All models are new, and the generator too, which lies where it `draws`; None: on the
+    device. A state that brings the weights finds models with *other* weights, so that
+    what it does not bring is missed. A reference of None is none.
     """
     policy = new_gpt(SEED) if state else base()
     models = {method.models[0]: policy.to(device)}
@@ -111,10 +116,11 @@ def start(
     if "critic" in method.models:
         models["critic"] = changes["critic"](policy)
         changes["critic"] = models["critic"]
-    if method.draws:
-        models["reference"] = base().to(device)
+    reference = changes.get("reference", base() if method.draws else None)
+    if reference is not None:
+        models["reference"] = reference.to(device)
         changes["reference"] = models["reference"]
-    draw = generator(SEED if state else 0, device)
+    draw = generator(SEED if state else 0, draws or device)
     return models, method.run(policy, generator=draw, state=state, **changes)
 
 

@@ -10,8 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,21 +22,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from minialign import checkpoint
-from minialign.algorithms import (
-    dpo,
-    grpo,
-    ppo,
-    reinforce,
-    rejection_sampling,
-    remax,
-    rloo,
-    rrhf,
-    sft,
-)
 from minialign.evaluation import measured_kl, policy_gradient, sample_answers
 from minialign.rewards import score
 from minialign.sampling import Rollout, collate, generate, rescore
 from tests import toy
+from tests.methods import DEMONSTRATIONS, METHODS, Method, start
 from tests.other_device import HERE, THERE, lies_there, other_device
 from tests.properties.training import assert_same_bits
 
@@ -441,57 +430,14 @@ def test_nothing_of_it_is_left_behind():
 
 
 # --- the library: every `train` -----------------------------------------------------
-#
-# A method is a function start(device, state, draws) -> (models, metrics): it builds its
-# models on the device, with other weights when the state is to bring them, and gives
-# the generator that `train` returns. `draws` is the device of its generator.
 
 STOP = 1  # updates before a run is stopped; every run has more
-SHORT = {"updates": 3, "prompts": 2, "max_new_tokens": 6, "lr": 2e-3, "warmup": 2}
-ROUNDS = {**SHORT, "rounds": 2, "updates": 2, "prompts": 4}
-
-
-def start(train, config, device, state, draws, *, critic=None, reference=False, **more):
-    """A method that draws answers; `critic` makes its critic from the policy."""
-    policy = toy.new_gpt(7) if state else toy.base()
-    models = {"policy": policy.to(device)}
-    if critic is not None:
-        models["critic"] = more["critic"] = critic(policy)
-    if reference:
-        more["reference"] = toy.stretched().to(device)
-    metrics = train(
-        policy,
-        toy.TOKENIZER,
-        toy.PROBLEMS,
-        toy.yes,
-        config,
-        generator=torch.Generator(draws).manual_seed(0),
-        state=state,
-        **more,
-    )
-    return models, metrics
-
-
-def start_sft(config, device, state, draws):
-    """SFT draws nothing: the order of its examples is a function of its seed."""
-    model = (toy.new_gpt(7) if state else toy.base()).to(device)
-    pad_id = toy.TOKENIZER.pad_id
-    return {"model": model}, sft.train(
-        model, demonstrations(), config, pad_id=pad_id, state=state
-    )
-
-
-def demonstrations() -> list:
-    encode = toy.TOKENIZER.encode_prompt, toy.TOKENIZER.encode_response
-    texts = ["y", "no", "y", "maybe", "no"]
-    pairs = zip(toy.PROBLEMS, texts, strict=True)
-    return [(encode[0](problem.question), encode[1](text)) for problem, text in pairs]
 
 
 def judged() -> tuple[Rollout, torch.Tensor]:
     """Answers that somebody else gave, as RRHF takes them: on the CPU."""
-    asked, said = zip(*demonstrations(), strict=True)
-    rows = [(prompt, response) for prompt in asked[:2] for response in said[:4]]
+    asked, said = zip(*DEMONSTRATIONS, strict=True)
+    rows = [(prompt, response) for prompt in asked[:2] for response in said[2:6]]
     tokens, mask = collate(rows, toy.TOKENIZER.pad_id)
     starts = torch.tensor([len(prompt) for prompt, _ in rows])
     ended = torch.zeros(len(rows), dtype=torch.bool)
@@ -502,81 +448,39 @@ def judged() -> tuple[Rollout, torch.Tensor]:
 
 def preferred() -> list:
     """Pairs that somebody else compared, as DPO takes them."""
-    (prompt, chosen), (_, rejected), *_ = demonstrations()
+    (prompt, chosen), *_, (_, rejected) = DEMONSTRATIONS
     return [(prompt, chosen, rejected), (prompt, chosen, [*rejected[:-1], *rejected])]
 
 
-REINFORCE = reinforce.ReinforceConfig(**SHORT, samples=4, micro_batch=5)
-REMAX = remax.RemaxConfig(**SHORT, samples=2, micro_batch=3)
-RLOO = rloo.RlooConfig(**SHORT, samples=4, micro_batch=5)
-STEPS = {**SHORT, "samples": 4, "micro_batch": 3, "epochs": 1, "minibatches": 2}
-GRPO = grpo.GRPOConfig(**STEPS)
-PPO = ppo.PPOConfig(**STEPS, critic_lr=2e-3, kl_stop=None)
-DPO = dpo.DPOConfig(**ROUNDS, samples=4, micro_batch=3, batch=4, chunk=3)
-RRHF = rrhf.RRHFConfig(**ROUNDS, samples=4, micro_batch=5, batch=2)
-REJECTION = rejection_sampling.RejectionSamplingConfig(
-    **ROUNDS, samples=4, micro_batch=3, batch_tokens=10
-)
+def forms(method: Method) -> dict[str, dict]:
+    """Changes by name: with a reference and without, and with each kind of state."""
+    found = {"with all there is": {}} | {k: x for k, x in method.states.items() if x}
+    if method.draws:
+        free = {} if method.price is None else {"beta": 0.0}
+        found["without a reference"] = {"reference": None, **free}
+    return found
 
-METHODS = {
-    "sft": partial(start_sft, sft.SFTConfig(updates=3, batch_size=3, warmup=2)),
-    "sft, AdamW": partial(
-        start_sft, sft.SFTConfig(updates=3, batch_size=3, warmup=2, muon=False)
-    ),
-    "reinforce": partial(start, reinforce.train, REINFORCE),
-    "reinforce, KL priced": partial(
-        start,
-        reinforce.train,
-        replace(REINFORCE, beta=0.1),
-        reference=True,
-        baseline=reinforce.moving_average,
-    ),
-    "remax": partial(start, remax.train, REMAX),
-    "remax, KL priced": partial(
-        start, remax.train, replace(REMAX, beta=0.1), reference=True
-    ),
-    "rloo": partial(start, rloo.train, RLOO),
-    "rloo, KL priced": partial(
-        start, rloo.train, replace(RLOO, beta=0.1), reference=True
-    ),
-    "grpo": partial(start, grpo.train, GRPO),
-    "grpo, KL priced": partial(
-        start, grpo.train, replace(GRPO, beta=0.1), reference=True
-    ),
-    "ppo, own critic": partial(start, ppo.train, PPO, critic=ppo.Critic),
-    "ppo, shared trunk, KL priced": partial(
-        start,
-        ppo.train,
-        replace(PPO, beta=0.1),
-        critic=partial(ppo.Critic, shared=True),
-        reference=True,
-    ),
-    "dpo": partial(start, dpo.train, DPO),
-    "dpo, one reference": partial(
-        start, dpo.train, replace(DPO, reset_reference=False), reference=True
-    ),
-    "dpo, given pairs": partial(start, dpo.train, DPO, given=preferred()),
-    "rrhf": partial(start, rrhf.train, RRHF),
-    "rrhf, given answers": partial(
-        start, rrhf.train, RRHF, given=judged(), reference=True
-    ),
-    "rejection sampling": partial(start, rejection_sampling.train, REJECTION),
-    "rejection sampling, the control": partial(
-        start,
-        rejection_sampling.train,
-        REJECTION,
-        reference=True,
-        select=rejection_sampling.select_random,
-        keep=rejection_sampling.keep_all,
-    ),
+
+RUNS = {
+    f"{name}, {form}": (method, changes)
+    for name, method in METHODS.items()
+    for form, changes in forms(method).items()
 }
+RUNS["dpo, one reference"] = (METHODS["dpo"], {"reset_reference": False})
+RUNS["dpo, given pairs"] = (METHODS["dpo"], {"given": preferred()})
+RUNS["rrhf, given answers"] = (METHODS["rrhf"], {"given": judged()})
+
+
+def begin(name: str, device, state: dict, draws) -> tuple[dict, Iterator[dict]]:
+    method, changes = RUNS[name]
+    return start(method, state, device, draws, **changes)
 
 
 @cache
 def whole_run(name: str) -> tuple[list[dict], dict, dict]:
     """On the CPU, without a stop: metrics, the state after STOP and the last one."""
     state: dict = {}
-    _, steps = METHODS[name](HERE, state, HERE)
+    _, steps = begin(name, HERE, state, HERE)
     metrics = list(islice(steps, STOP))
     middle = copy.deepcopy(state)
     metrics += steps
@@ -595,14 +499,14 @@ def assert_same_end(state: dict, expected: dict) -> None:
 
 def run_there(name: str, state: dict, draws, count: int | None = None) -> list[dict]:
     """That many updates on the device that is not there, and nowhere else."""
-    models, steps = METHODS[name](THERE, state, draws)
+    models, steps = begin(name, THERE, state, draws)
     metrics = list(islice(steps, count))
     for model in models.values():
         assert all(lies_there(tensor) for tensor in model.state_dict().values())
     return metrics
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", RUNS)
 def test_training_gives_the_bits_of_the_cpu(name):
     expected, _, end = whole_run(name)
     state: dict = {}
@@ -612,7 +516,7 @@ def test_training_gives_the_bits_of_the_cpu(name):
     assert_same_end(state, end)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", RUNS)
 def test_training_goes_on_there_with_a_file_of_the_cpu(name, tmp_path):
     """And with a generator of the CPU's: the file holds the state of such a one."""
     expected, middle, end = whole_run(name)
@@ -624,7 +528,7 @@ def test_training_goes_on_there_with_a_file_of_the_cpu(name, tmp_path):
     assert_same_end(state, end)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", RUNS)
 def test_training_goes_on_there_with_its_own_file(name, tmp_path):
     expected, _, end = whole_run(name)
     with other_device():
@@ -637,14 +541,14 @@ def test_training_goes_on_there_with_its_own_file(name, tmp_path):
     assert_same_end(state, end)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", RUNS)
 def test_the_cpu_goes_on_with_what_was_begun_there(name):
     """In memory, so its state holds tensors of the other side; drawn by the CPU."""
     expected, _, end = whole_run(name)
     state: dict = {}
     with other_device():
         run_there(name, state, HERE, STOP)
-        metrics = list(METHODS[name](HERE, state, HERE)[1])
+        metrics = list(begin(name, HERE, state, HERE)[1])
     assert metrics == expected[STOP:]
     assert_same_end(state, end)
 
@@ -721,7 +625,7 @@ def test_what_is_measured_has_the_bits_of_the_cpu(draws):
 def test_what_is_saved_there_is_read_where_there_is_no_gpu(tmp_path):
     state: dict = {}
     with other_device():
-        run_there("ppo, own critic", state, THERE, STOP)
+        run_there("ppo, a critic apart", state, THERE, STOP)
         checkpoint.save(tmp_path / "state", state)
     assert_same_bits(checkpoint.load(tmp_path / "state"), state)
 
