@@ -89,7 +89,7 @@ print(f"the base's own greedy answer: {tokenizer.decode_response(said)!r}")
 # %% [markdown]
 # Half of the four are silent in either case. The greedy answer does not look at the
 # sampled one, so its reward leaves the expected gradient as it was, exactly
-# (`tests/test_remax.py` sums over all answers of a small world). Only noise changes.
+# (the tests sum over all answers of a small world). Only noise changes.
 #
 # ## Predict
 #

@@ -374,4 +374,4 @@ course.finish(settings, run, *ends, measure)
 # 0. But redraw the *same* problem until it is live, and each gradient is divided by
 # that problem's own chance to be live: another objective.) (2) K = 2, rewards 0.3 and
 # 0: show that the gradient at the reference is DPO's with beta = 0.3.
-# (tests/test_rloo.py does.) Next: GRPO divides by the group's spread.
+# (tests/test_identities.py does.) Next: GRPO divides by the group's spread.

@@ -92,7 +92,7 @@ hand = course.hand_table(settings.lesson, rows)
 # %% [markdown]
 # With these two pairs the first row is β times REINFORCE's with the batch mean as
 # baseline, times two. That is no accident: at the reference, DPO on two answers of the
-# policy's own is RLOO with rewards β apart (tests/test_dpo.py checks it on average, by
+# policy's own is RLOO with rewards β apart (our tests check it on average, by
 # enumeration). All of what is special about DPO comes after the first step.
 #
 # ## Predict

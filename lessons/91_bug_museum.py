@@ -319,5 +319,5 @@ course.finish(settings, run, *(Estimate(*end) for end in ends), what)
 # Exercises. (1) Swap the two epsilons in `grpo.clipped_loss`. Which property sees it?
 # (None above: with 0.2 and 0.2 nothing has changed. A property has to use inputs that
 # tell the two apart.) (2) Break a line of `ppo.py` yourself and run
-# `python -m pytest tests/test_ppo.py`. (Something should fail. If nothing does, you
-# have found a hole in our tests: please tell us.)
+# `python -m pytest -k ppo`. (Something should fail. If nothing does, you have found a
+# hole in our tests: please tell us.)

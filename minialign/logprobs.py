@@ -107,7 +107,7 @@ def logprobs_from_logits(
     _check_ids("targets", targets, logits.shape[-1])
     scaled = _at_least_float32(logits) / temperature
     every = torch.log_softmax(scaled, dim=-1)  # (..., V)
-    return every.gather(-1, targets[..., None])[..., 0]  # (...)
+    return every.gather(-1, targets[..., None]).squeeze(-1)  # (...)
 
 
 # Reductions: many slots -> one number

@@ -3,12 +3,14 @@
 Section by section as the modules they imitate. The docstring says what is wrong (T and
 a number: a bug that was met in public code); all that matters beside it is right, so it
 must be caught for that. A mutant meets the properties of the function that it imitates,
-those in tests/properties/owed.py, and no others; the first that fails has caught it.
+those of its entry in tests/entries.py, and no others. Which of them kill it is pinned.
 
-    python tests/mutants.py     who is caught by what, and who once survived
+    python tests/mutants.py                 who is caught by what; who once survived
+    python tests/mutants.py my_losses.py    which properties your functions break
+    python tests/mutants.py --source        every slip that the source allows, in turn
+    python tests/mutants.py --checks        every check of the source, left out in turn
 
-With --source or --checks it runs tests/source_mutants.py: wrong versions that nobody
-thought of, one for each slip that the source allows.
+The last takes a minute, the one before some minutes; both take a module or a function.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import cycle, islice
-from math import ceil
+from math import ceil, comb
 from pathlib import Path
 from time import process_time
 from unittest import mock
@@ -53,6 +55,7 @@ from minialign.logprobs import (
     masked_sum,
     normaliser,
     probability_ratio,
+    sequence_mean,
     sequence_sum,
     token_logprobs,
     token_mean,
@@ -62,13 +65,22 @@ from minialign.rewards import score
 from minialign.sampling import collate, generate
 
 MUTANTS: dict[Callable, Callable] = {}  # wrong version -> what it imitates
+KILLS: dict[Callable, list[str]] = {}  # wrong version -> the properties that kill it
+# Whoever does not look at its inputs fails these, whatever else is wrong with it.
+BLIND = ("check_shapes_refused", "check_types_refused")
 
 
-def imitates(right: Callable) -> Callable:
-    """What follows is a wrong version of this function."""
+def imitates(right: Callable, kills: str) -> Callable:
+    """What follows is a wrong version of this function.
+
+    `kills`, a word each: the properties of the function, without their "check_", that
+    find it wrong, each of them alone; the first is about its very bug. Its golden
+    vectors, which see most, are not among them.
+    """
 
     def register(wrong: Callable) -> Callable:
         MUTANTS[wrong] = right
+        KILLS[wrong] = [f"check_{word}" for word in kills.split()]
         return wrong
 
     return register
@@ -77,59 +89,62 @@ def imitates(right: Callable) -> Callable:
 # logprobs: which token does slot s score?
 
 
-def _score(model, tokens, mask, positions, targets):
-    every = torch.log_softmax(model.logits(model(tokens)), dim=-1)  # (B, T, V)
+def _score(model, tokens, mask, temperature, positions, targets):
+    logits = model.logits(model(tokens)) / temperature
+    every = torch.log_softmax(logits, dim=-1)  # (B, T, V)
     logprobs = every[:, positions].gather(-1, tokens[:, targets, None])[..., 0]
     return torch.where(mask, logprobs, 0.0)
 
 
-@imitates(token_logprobs)
-def token_logprobs_without_shift(model, tokens, mask):
+@imitates(token_logprobs, "sums_to_one scores_one_by_one")
+def token_logprobs_without_shift(model, tokens, mask, temperature=1.0):
     """Scores each token with the logits made *after* reading it."""
-    return _score(model, tokens, mask, slice(1, None), slice(1, None))
+    return _score(model, tokens, mask, temperature, slice(1, None), slice(1, None))
 
 
-@imitates(token_logprobs)
-def token_logprobs_of_the_input(model, tokens, mask):
+@imitates(token_logprobs, "sums_to_one scores_one_by_one")
+def token_logprobs_of_the_input(model, tokens, mask, temperature=1.0):
     """T4: gathers the token that was read, not the one that was chosen."""
-    return _score(model, tokens, mask, slice(0, -1), slice(0, -1))
+    return _score(model, tokens, mask, temperature, slice(0, -1), slice(0, -1))
 
 
-@imitates(token_logprobs)
-def token_logprobs_one_early(model, tokens, mask):
+@imitates(token_logprobs, "sums_to_one scores_one_by_one")
+def token_logprobs_one_early(model, tokens, mask, temperature=1.0):
     """T1: starts at the prompt's last token and misses the response's last."""
     early = torch.cat((mask[:, 1:], torch.zeros_like(mask[:, :1])), dim=1)
-    return _score(model, tokens, early, slice(0, -1), slice(1, None))
+    return _score(model, tokens, early, temperature, slice(0, -1), slice(1, None))
 
 
-@imitates(token_logprobs)
-def token_logprobs_without_eos(model, tokens, mask):
+@imitates(token_logprobs, "sums_to_one scores_one_by_one")
+def token_logprobs_without_eos(model, tokens, mask, temperature=1.0):
     """T22: leaves out the last live token: nobody learns to stop."""
     later = mask.flip(1).cumsum(1).flip(1)  # live tokens from here on
-    return _score(model, tokens, mask & (later > 1), slice(0, -1), slice(1, None))
+    return _score(
+        model, tokens, mask & (later > 1), temperature, slice(0, -1), slice(1, None)
+    )
 
 
-@imitates(token_logprobs)
-def token_logprobs_without_mask(model, tokens, mask):
+@imitates(token_logprobs, "sums_to_one scores_one_by_one")
+def token_logprobs_without_mask(model, tokens, mask, temperature=1.0):
     """Scores prompt and padding too."""
     everything = torch.ones_like(mask)
-    return _score(model, tokens, everything, slice(0, -1), slice(1, None))
+    return _score(model, tokens, everything, temperature, slice(0, -1), slice(1, None))
 
 
-@imitates(token_logprobs)
+@imitates(token_logprobs, "scores_at_temperature")
 def token_logprobs_without_temperature(model, tokens, mask, temperature=1.0):
     """T30: samples at one temperature, scores at another."""
-    return _score(model, tokens, mask, slice(0, -1), slice(1, None))
+    return _score(model, tokens, mask, 1.0, slice(0, -1), slice(1, None))
 
 
-@imitates(logprobs_from_logits)
+@imitates(logprobs_from_logits, "all_but_impossible half_is_lifted_first")
 def logprobs_from_logits_by_two_steps(logits, targets, temperature=1.0):
     """log(softmax(x)): what is all but impossible becomes -inf, and trains on nan."""
     odds = torch.softmax(logits / temperature, dim=-1)
     return odds.log().gather(-1, targets[..., None])[..., 0]
 
 
-@imitates(logprobs_from_logits)
+@imitates(logprobs_from_logits, "half_is_lifted_first")
 def logprobs_from_logits_cooled_in_half(logits, targets, temperature=1.0):
     """T32: lifts to float32 only after the temperature has divided in bfloat16."""
     return logprobs_from_logits(logits / temperature, targets)
@@ -138,51 +153,61 @@ def logprobs_from_logits_cooled_in_half(logits, targets, temperature=1.0):
 # logprobs: reductions
 
 
-@imitates(token_mean)
+@imitates(
+    token_mean,
+    "mask_is_inert microbatches options_matter by_loops mean_of_a_constant "
+    "where_reductions_part",
+)
 def token_mean_of_product(x, mask, count=None):
     """T14: divides by all slots, dead ones too."""
     return torch.where(mask, x, 0.0).mean()
 
 
-@imitates(token_mean)
+@imitates(token_mean, "mask_is_inert")
 def token_mean_by_multiplication(x, mask, count=None):
     """T18: nan * 0 is nan."""
     return (x * mask).sum() / (mask.sum() if count is None else count)
 
 
-@imitates(token_mean)
+@imitates(token_mean, "microbatches options_matter")
 def token_mean_of_this_part(x, mask, count=None):
     """T56: forgets the global normaliser: a mean of means of micro-batches."""
     return torch.where(mask, x, 0.0).sum() / mask.sum()
 
 
-@imitates(token_mean)
+@imitates(token_mean, "microbatches options_matter by_loops where_reductions_part")
 def token_mean_of_row_means(x, mask, count=None):
     """T55: the sequence mean under the wrong name."""
     means = torch.where(mask, x, 0.0).sum(1) / mask.sum(1).clamp(min=1)
     return means.sum() / mask.any(1).sum()
 
 
-@imitates(sequence_sum)
+@imitates(sequence_mean, "by_loops microbatches mean_of_a_constant")
+def sequence_mean_over_dead_rows(x, mask, count=None):
+    """T16: rows without a live token count in the denominator, as zeros."""
+    return sequence_mean(x, mask, len(mask) if count is None else count)
+
+
+@imitates(sequence_sum, "microbatches by_loops sum_of_a_constant")
 def sequence_sum_over_dead_rows(x, mask, count=None):
     """T16: rows without a live token still count in the denominator."""
     return sequence_sum(x, mask, len(mask) if count is None else count)
 
 
-@imitates(masked_sum)
+@imitates(masked_sum, "pure")
 def masked_sum_in_place(x, mask):
     """Writes into the caller's tensor."""
     return x.data.masked_fill_(~mask, 0.0).sum(1)
 
 
-@imitates(masked_sum)
+@imitates(masked_sum, "shapes_refused")
 def masked_sum_that_broadcasts(x, mask):
     """T20: looks at the mask, but takes (B, 1) for (B, S)."""
     check_mask(mask)
     return torch.where(mask, x, 0.0).sum(1)
 
 
-@imitates(masked_sum)
+@imitates(masked_sum, "by_loops")
 def masked_sum_in_half(x, mask):
     """Adds up in bfloat16: three digits, whatever the length."""
     masked_sum(x, mask)
@@ -192,53 +217,53 @@ def masked_sum_in_half(x, mask):
 # logprobs: KL(policy || reference), and the ratio
 
 
-@imitates(kl_k1)
+@imitates(kl_k1, "one_token expects_kl")
 def kl_k1_swapped(logprobs, ref_logprobs, mask):
     """T43: KL(reference || policy): as a penalty it rewards drifting away."""
     return torch.where(mask, ref_logprobs.detach() - logprobs, 0.0)
 
 
-@imitates(kl_k1)
+@imitates(kl_k1, "no_gradient_to")
 def kl_k1_into_the_reference(logprobs, ref_logprobs, mask):
     """Trains the reference too."""
     return torch.where(mask, logprobs - ref_logprobs, 0.0)
 
 
-@imitates(kl_k2)
+@imitates(kl_k2, "one_token gradient_whole")
 def kl_k2_without_half(logprobs, ref_logprobs, mask):
     """Twice the gradient."""
     return torch.where(mask, logprobs - ref_logprobs.detach(), 0.0) ** 2
 
 
-@imitates(kl_k3)
+@imitates(kl_k3, "one_token expects_kl gradient_whole never_negative_in_float32")
 def kl_k3_inverted(logprobs, ref_logprobs, mask):
     """policy / reference in place of reference / policy: chi^2 - KL."""
     d = torch.where(mask, logprobs - ref_logprobs.detach(), 0.0)
     return torch.exp(d) - 1 - d
 
 
-@imitates(kl_k3)
+@imitates(kl_k3, "one_token expects_kl")
 def kl_k3_without_minus_1(logprobs, ref_logprobs, mask):
     """Not 0 where policy and reference agree."""
     d = torch.where(mask, ref_logprobs.detach() - logprobs, 0.0)
     return torch.where(mask, torch.exp(d) - d, 0.0)
 
 
-@imitates(kl_k3)
+@imitates(kl_k3, "mask_is_inert")
 def kl_k3_masked_after(logprobs, ref_logprobs, mask):
     """T18: the right value, and a gradient of nan."""
     d = ref_logprobs.detach() - logprobs
     return torch.where(mask, torch.expm1(d) - d, 0.0)
 
 
-@imitates(kl_k3)
+@imitates(kl_k3, "never_negative_in_float32")
 def kl_k3_rounded(logprobs, ref_logprobs, mask):
     """exp(d) - 1 loses the digits that matter, and falls below d."""
     d = torch.where(mask, ref_logprobs.detach() - logprobs, 0.0)
     return torch.exp(d) - 1 - d
 
 
-@imitates(kl_ratio_k3)
+@imitates(kl_ratio_k3, "on_policy")
 def kl_ratio_k3_detached(logprobs, old_logprobs, ref_logprobs, mask):
     """T46: "the ratio is 1, so its gradient cannot matter"."""
     d = torch.where(mask, ref_logprobs.detach() - logprobs, 0.0)
@@ -246,14 +271,14 @@ def kl_ratio_k3_detached(logprobs, old_logprobs, ref_logprobs, mask):
     return ratio * (torch.expm1(d) - d)
 
 
-@imitates(kl_ratio_k3)
+@imitates(kl_ratio_k3, "no_gradient_to")
 def kl_ratio_k3_into_the_old(logprobs, old_logprobs, ref_logprobs, mask):
     """The policy that sampled is trained too."""
     ratio = torch.where(mask, logprobs - old_logprobs, 0.0).exp()
     return ratio * kl_k3(logprobs, ref_logprobs, mask)
 
 
-@imitates(exact_kl)
+@imitates(exact_kl, "exact_kl sure_choices")
 def exact_kl_swapped(logits, ref_logits):
     """KL(reference || policy)."""
     policy = torch.log_softmax(logits, dim=-1)
@@ -261,7 +286,7 @@ def exact_kl_swapped(logits, ref_logits):
     return (reference.exp() * (reference - policy)).sum(-1)
 
 
-@imitates(exact_kl)
+@imitates(exact_kl, "gradient_reaches exact_kl")
 def exact_kl_with_fixed_weights(logits, ref_logits):
     """Detaches the probabilities: the right value, a gradient of 0."""
     policy = torch.log_softmax(logits, dim=-1)
@@ -269,7 +294,7 @@ def exact_kl_with_fixed_weights(logits, ref_logits):
     return (policy.exp().detach() * (policy - reference)).sum(-1)
 
 
-@imitates(exact_kl)
+@imitates(exact_kl, "exact_kl sure_choices")
 def exact_kl_averaged(logits, ref_logits):
     """Divides by the vocabulary, as a mean-reduced library call does."""
     policy = torch.log_softmax(logits, dim=-1)
@@ -277,27 +302,27 @@ def exact_kl_averaged(logits, ref_logits):
     return (policy.exp() * (policy - reference)).mean(-1)
 
 
-@imitates(exact_kl)
+@imitates(exact_kl, "no_gradient_to")
 def exact_kl_into_the_reference(logits, ref_logits):
     """The reference comes to meet the policy."""
     policy, reference = (x.log_softmax(dim=-1) for x in (logits, ref_logits))
     return (policy.exp() * (policy - reference)).sum(-1)
 
 
-@imitates(exact_kl)
+@imitates(exact_kl, "sure_choices")
 def exact_kl_by_two_steps(logits, ref_logits):
     """Probabilities first: 0 times log 0 is nan."""
     policy, reference = logits.softmax(-1), ref_logits.detach().softmax(-1)
     return (policy * (policy / reference).log()).sum(-1)
 
 
-@imitates(probability_ratio)
+@imitates(probability_ratio, "ratio_slot_by_slot")
 def probability_ratio_always_1(logprobs, old_logprobs, mask):
     """T34: the old log-probs come from the same forward: nothing is ever clipped."""
     return probability_ratio(logprobs, logprobs, mask)
 
 
-@imitates(probability_ratio)
+@imitates(probability_ratio, "ratio_is_bounded")
 def probability_ratio_without_bound(logprobs, old_logprobs, mask):
     """T19: inf, and inf times an advantage of 0 is nan."""
     return torch.where(mask, logprobs - old_logprobs.detach(), 0.0).exp()
@@ -306,7 +331,7 @@ def probability_ratio_without_bound(logprobs, old_logprobs, mask):
 # model and sampling: which column, which token, which temperature?
 
 
-@imitates(GPT.forward)
+@imitates(GPT.forward, "cached_columns")
 def forward_at_position_0(model, tokens, cache=None, padding=None):
     """T25: every cached step believes that it stands in the first column."""
     tables = model.cos, model.sin
@@ -317,13 +342,13 @@ def forward_at_position_0(model, tokens, cache=None, padding=None):
     return hidden
 
 
-@imitates(GPT.forward)
+@imitates(GPT.forward, "padding_is_unseen")
 def forward_seeing_the_padding(model, tokens, cache=None, padding=None):
     """T24: left padding is read as if it were text."""
     return GPT.forward(model, tokens, cache)
 
 
-@imitates(generate)
+@imitates(generate, "teacher_forcing")
 def generate_scored_without_temperature(model, prompts, **options):
     """T30: samples at the temperature and records the log-probs of temperature 1."""
     rollout = generate(model, prompts, **options)
@@ -331,7 +356,7 @@ def generate_scored_without_temperature(model, prompts, **options):
     return replace(rollout, logprobs=at_1)
 
 
-@imitates(generate)
+@imitates(generate, "rollout teacher_forcing")
 def generate_without_eos(model, prompts, *, eos_id, **options):
     """T22: the sampled end is no choice of the policy's, so nobody learns to stop."""
     rollout = generate(model, prompts, eos_id=eos_id, **options)
@@ -339,48 +364,50 @@ def generate_without_eos(model, prompts, *, eos_id, **options):
     return replace(rollout, mask=rollout.mask & ~ends)
 
 
-@imitates(generate)
+@imitates(generate, "rollout control_tokens_are_told_by_place teacher_forcing")
 def generate_masked_by_id(model, prompts, *, pad_id, **options):
     """T22: whatever looks like padding is padding, sampled or not."""
     rollout = generate(model, prompts, pad_id=pad_id, **options)
     return replace(rollout, mask=rollout.mask & (rollout.tokens[:, 1:] != pad_id))
 
 
-@imitates(generate)
+@imitates(generate, "model_left_alone")
 def generate_leaving_eval_mode(model, prompts, **options):
     """T36: what is trained next is trained in eval mode."""
     model.eval()
     return generate(model, prompts, **options)
 
 
-@imitates(generate)
+@imitates(generate, "model_left_alone")
 def generate_rolling_torch_s_dice(model, prompts, **options):
     """T39: draws from the global generator too, and moves what others draw from it."""
     torch.rand(())
     return generate(model, prompts, **options)
 
 
-@imitates(generate)
-def generate_alike_in_every_chunk(model, prompts, *, chunk=None, **options):
+@imitates(generate, "chunks_are_new_draws")
+def generate_alike_in_every_chunk(model, prompts, **options):
     """Each chunk begins with the same luck: its answers are no new draws."""
-    generator = options.get("generator")
-    if chunk is None or generator is None or chunk >= len(prompts):
-        return generate(model, prompts, chunk=chunk, **options)
-    start, parts = generator.get_state(), []
-    for first in range(0, len(prompts), chunk):
-        generator.set_state(start)
-        parts.append(generate(model, prompts[first : first + chunk], **options))
-    return sampling._joined(parts, options["pad_id"])
+    right, generator = generate, options.get("generator")
+    start = None if generator is None else generator.get_state()
+
+    def of_a_chunk(*args, **more):
+        if generator is not None:
+            generator.set_state(start)
+        return right(*args, **more)
+
+    with mock.patch.object(sampling, "generate", of_a_chunk):
+        return right(model, prompts, **options)
 
 
-@imitates(collate)
+@imitates(collate, "eos_is_learnt_where_it_is_the_pad collated")
 def collate_with_pad_as_eos(examples, pad_id, learn_prompt=False):
     """T22: every label that equals the pad is masked, the end of the answer too."""
     tokens, mask = collate(examples, pad_id, learn_prompt)
     return tokens, mask & (tokens[:, 1:] != pad_id)
 
 
-@imitates(collate)
+@imitates(collate, "eos_is_learnt_where_it_is_the_pad collated")
 def collate_learning_the_padding(examples, pad_id, learn_prompt=False):
     """T12: labels are a copy of the inputs, padding and all."""
     tokens, mask = collate(examples, pad_id, learn_prompt)
@@ -390,21 +417,21 @@ def collate_learning_the_padding(examples, pad_id, learn_prompt=False):
 # rewards and evaluation
 
 
-@imitates(score)
+@imitates(score, "cut_answers_earn_nothing")
 def score_of_cut_answers(reward, problems, rollout, tokenizer):
     """Pays for answers that never end, if the right one stands in them."""
     ended = replace(rollout, truncated=torch.zeros_like(rollout.truncated))
     return score(reward, problems, ended, tokenizer)
 
 
-@imitates(pass_at_k)
+@imitates(pass_at_k, "pass_is_the_average_over_subsets")
 def pass_at_k_plug_in(correct, k):
     """1 - (1 - c/n)^k, which is right for k = 1 only."""
     pass_at_k(correct, k)
     return 1 - (1 - np.asarray(correct).mean(1)) ** k
 
 
-@imitates(best_of_n)
+@imitates(best_of_n, "best_is_the_average_over_subsets")
 def best_of_n_with_lucky_ties(scores, values, n):
     """Of equal scores the most valuable answer is taken: the scorer cannot know."""
     best = [
@@ -414,7 +441,16 @@ def best_of_n_with_lucky_ties(scores, values, n):
     return best_of_n(scores, best, n)
 
 
-@imitates(measured_kl)
+@imitates(best_of_n, "best_is_the_average_over_subsets")
+def best_of_n_with_the_last_of_equals(scores, values, n):
+    """Equal scores: whoever comes last wins, and so it matters who comes last."""
+    order = np.argsort(scores, 1, kind="stable")
+    K = order.shape[1]
+    weights = np.array([comb(i, n - 1) for i in range(K)]) / comb(K, n)
+    return np.take_along_axis(np.asarray(values), order, 1) @ weights
+
+
+@imitates(measured_kl, "expected_kl")
 def measured_kl_at_temperature_1(model, reference, rollout, rows=128):
     """T41: the KL that is reported is not the one that is trained."""
     return measured_kl(model, reference, replace(rollout, temperature=1.0), rows)
@@ -423,19 +459,38 @@ def measured_kl_at_temperature_1(model, reference, rollout, rows=128):
 # sft
 
 
-@imitates(sft.sft_loss)
+@imitates(
+    sft.sft_loss,
+    "mask_is_inert microbatches mean_of_a_constant every_token_counts_alike",
+)
 def sft_loss_over_padding(logprobs, mask, count=None):
     """T13: prompt and padding are in the mean, as zeros."""
     return sft.sft_loss(logprobs, mask, mask.numel() if count is None else count)
 
 
-@imitates(sft.sft_loss)
+@imitates(sft.sft_loss, "microbatches options_matter")
 def sft_loss_of_this_part(logprobs, mask, count=None):
     """T56: each micro-batch divides by its own tokens."""
     return sft.sft_loss(logprobs, mask)
 
 
-@imitates(sft.batches)
+@imitates(
+    sft.sft_loss,
+    "microbatches duplication mean_of_a_constant every_token_counts_alike",
+)
+def sft_loss_summed(logprobs, mask, count=None):
+    """A sum for the mean: who says more takes a larger step."""
+    return sft.sft_loss(logprobs, mask, 1 if count is None else count)
+
+
+@imitates(sft.sft_loss, "every_token_counts_alike microbatches")
+def sft_loss_by_answers(logprobs, mask, count=None):
+    """T55: the mean of each answer's mean: what is said in short counts for more."""
+    sft.sft_loss(logprobs, mask, count)
+    return -sequence_mean(logprobs, mask, count)
+
+
+@imitates(sft.batches, "orders")
 def batches_in_one_order(examples, config, pad_id, start=0):
     """T65: every epoch has the first one's order."""
     per_epoch = ceil(len(examples) / config.batch_size)
@@ -444,7 +499,43 @@ def batches_in_one_order(examples, config, pad_id, start=0):
     yield from islice(cycle(first), start, end)
 
 
-@imitates(sft.train)
+@imitates(sft.batches, "epochs")
+def batches_without_the_rest(examples, config, pad_id, start=0):
+    """What is left over when the examples are cut into batches is never seen."""
+    rest = len(examples) % config.batch_size
+    kept = examples[: len(examples) - rest] or examples
+    return sft.batches(kept, config, pad_id, start)
+
+
+@imitates(sft.batches, "windows_are_token_means")
+def batches_with_counts_of_their_own(examples, config, pad_id, start=0):
+    """T56: each batch is divided by its own tokens: short answers count for more."""
+    for tokens, mask, _ in sft.batches(examples, config, pad_id, start):
+        yield tokens, mask, int(mask.sum())
+
+
+@imitates(sft.batches, "windows_save_padding windows_are_token_means")
+def batches_by_lot(examples, config, pad_id, start=0):
+    """No windows: long and short answers share a batch, a third of which is padding."""
+    return sft.batches(examples, replace(config, window=1), pad_id, start)
+
+
+@imitates(sft.batches, "resumed_batches")
+def batches_from_the_start_of_the_epoch(examples, config, pad_id, start=0):
+    """T64: a run that goes on begins its epoch anew, and sees some examples twice."""
+    per_epoch = ceil(len(examples) / config.batch_size)
+    return sft.batches(examples, config, pad_id, start // per_epoch * per_epoch)
+
+
+@imitates(sft.batches, "examples_on_demand")
+def batches_after_a_look(examples, config, pad_id, start=0):
+    """Reads all examples before it begins: those made on demand are made twice."""
+    for i in range(len(examples)):
+        _ = examples[i]
+    return sft.batches(examples, config, pad_id, start)
+
+
+@imitates(sft.train, "resumed_training")
 def sft_train_forgetting_the_moments(model, examples, config, *, pad_id, state=None):
     """T64: the optimiser begins anew where the run goes on."""
     if state:
@@ -455,14 +546,42 @@ def sft_train_forgetting_the_moments(model, examples, config, *, pad_id, state=N
 # reinforce
 
 
-@imitates(reinforce.reinforce_loss)
+@imitates(reinforce.moving_average, "costs_no_bias")
+def moving_average_of_this_batch_too(rewards, memory):
+    """Remembers first and compares then: each answer is part of its own baseline."""
+    return 0.8 * reinforce.moving_average(rewards, memory) + 0.2 * rewards.mean()
+
+
+@imitates(reinforce.moving_average, "costs_no_bias")
+def moving_average_beginning_with_the_mean(rewards, memory):
+    """Has nothing to remember at first, and takes this batch's mean: biased once."""
+    return rewards.mean() if memory == 0 else reinforce.moving_average(rewards, memory)
+
+
+@imitates(reinforce.reinforce_loss, "unbiased")
 def reinforce_loss_per_token(logprobs, advantages, mask, count=None):
     """T55: divides each answer by its own length: a policy is paid to be brief."""
     lengths = mask.sum(1).clamp(min=1)
     return reinforce.reinforce_loss(logprobs, advantages / lengths, mask, count)
 
 
-@imitates(reinforce.reinforce_loss)
+@imitates(reinforce.reinforce_loss, "mask_is_inert")
+def reinforce_loss_by_multiplication(logprobs, advantages, mask, count=None):
+    """T18: nan * 0 is nan."""
+    reinforce.reinforce_loss(logprobs, advantages, mask, count)
+    weighted = logprobs * advantages.detach()[:, None] * mask
+    return -weighted.sum() / normaliser(count, int(mask.any(1).sum()))
+
+
+@imitates(reinforce.reinforce_loss, "any_log_probability")
+def reinforce_loss_of_likely_tokens(logprobs, advantages, mask, count=None):
+    """Bounds log-probs "for stability": what is as good as impossible never moves."""
+    reinforce.reinforce_loss(logprobs, advantages, mask, count)
+    bounded = logprobs.clamp(min=-100)
+    return reinforce.reinforce_loss(bounded, advantages, mask, count)
+
+
+@imitates(reinforce.reinforce_loss, "mask_is_inert microbatches unbiased")
 def reinforce_loss_of_a_column(logprobs, advantages, mask, count=None):
     """T20: (B, 1) log-probs times (B,) advantages: all get the credit of all."""
     reinforce.reinforce_loss(logprobs, advantages, mask, count)
@@ -470,20 +589,34 @@ def reinforce_loss_of_a_column(logprobs, advantages, mask, count=None):
     return -every.mean(1).sum() / normaliser(count, int(mask.any(1).sum()))
 
 
-@imitates(reinforce.reinforce_loss)
+@imitates(reinforce.reinforce_loss, "no_gradient_to")
 def reinforce_loss_into_the_advantages(logprobs, advantages, mask, count=None):
     """T48: whoever made the advantages is trained along."""
     reinforce.reinforce_loss(logprobs, advantages, mask, count)
     return -sequence_sum(logprobs * advantages[:, None], mask, count)
 
 
-@imitates(reinforce.shape_rewards)
+@imitates(reinforce.shape_rewards, "kl_in_the_reward")
 def shape_rewards_for_drifting(rewards, logprobs, ref_logprobs, mask, beta):
     """T43: pays for KL where it should charge."""
     return reinforce.shape_rewards(rewards, ref_logprobs, logprobs, mask, beta)
 
 
-@imitates(reinforce.train)
+@imitates(reinforce.shape_rewards, "options_matter kl_in_the_reward")
+def shape_rewards_for_free(rewards, logprobs, ref_logprobs, mask, beta):
+    """T58: takes the price of KL and does not charge it."""
+    return reinforce.shape_rewards(rewards, logprobs, ref_logprobs, mask, 0.0 * beta)
+
+
+@imitates(reinforce.shape_rewards, "nan_is_refused_at_no_price")
+def shape_rewards_not_looking_at_no_price(rewards, logprobs, ref_logprobs, mask, beta):
+    """With beta 0 it takes a short cut, and nan with it."""
+    if beta == 0:
+        return rewards.detach()
+    return reinforce.shape_rewards(rewards, logprobs, ref_logprobs, mask, beta)
+
+
+@imitates(reinforce.train, "priced_kl")
 def reinforce_train_with_a_warmer_reference(*args, **options):
     """T30: the reference is scored at temperature 1, whatever the policy's is."""
     right = reinforce.rescore
@@ -498,54 +631,158 @@ def reinforce_train_with_a_warmer_reference(*args, **options):
 # remax
 
 
-@imitates(remax.whole_answer)
+@imitates(remax.remax_advantages, "greedy_ties any_greedy_answer_costs_no_bias")
+def remax_advantages_of_the_better(rewards, greedy_rewards):
+    """A baseline that looks at the answer: the better of the two, itself and greedy."""
+    return remax.remax_advantages(rewards, greedy_rewards).clamp(max=0.0)
+
+
+@imitates(remax.whole_answer, "kl_of_the_whole_answer weights_by_hand")
 def whole_answer_token_by_token(advantages, k1, mask, beta):
     """`=` for `+=`: a token does not pay for what it does to the KL of later ones."""
     free = remax.whole_answer(advantages, 0 * k1, mask, beta)
     return free - beta * torch.where(mask, k1.detach(), 0.0)
 
 
+@imitates(remax.code_returns, "code_returns_by_hand")
+def code_returns_from_the_next_token(advantages, k1, mask, beta):
+    """The discount does not count the token itself."""
+    kl = torch.where(mask, beta * k1.detach(), 0.0)
+    returns = remax.code_returns(advantages, k1, mask, beta)
+    return (returns + kl) / 0.99 - kl
+
+
+@imitates(remax.code_weights, "token_mean")
+def code_weights_by_length(advantages, k1, mask, beta):
+    """A mean over each answer, then over answers: short ones count for more."""
+    returns = remax.code_returns(advantages, k1, mask, beta)
+    return returns / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+@imitates(remax.remax_loss, "mask_is_inert")
+def remax_loss_masked_late(logprobs, weights, mask, count=None):
+    """T18: the right value, and 0 x inf is nan in its gradient."""
+    remax.remax_loss(logprobs, weights, mask, count)
+    weighted = torch.where(mask, logprobs * weights.detach(), 0.0)
+    return -weighted.sum() / normaliser(count, int(mask.any(1).sum()))
+
+
+@imitates(remax.remax_loss, "microbatches options_matter unbiased_by_token")
+def remax_loss_of_this_part(logprobs, weights, mask, count=None):
+    """T56: a token mean, and each micro-batch divides by its own tokens."""
+    remax.remax_loss(logprobs, weights, mask, count)
+    return remax.remax_loss(logprobs, weights, mask, int(mask.sum()))
+
+
 # rloo
 
 
-@imitates(rloo.leave_one_out)
+@imitates(rloo.leave_one_out, "leave_one_out unbiased_in_groups")
 def leave_one_out_with_itself(rewards):
     """The answer is part of its own baseline."""
     K = rewards.shape[1]
     return rloo.leave_one_out(rewards) * (K - 1) / K
 
 
-@imitates(rloo.leave_one_out)
+@imitates(rloo.leave_one_out, "leave_one_out unbiased_in_groups")
 def leave_one_out_one_too_far(rewards):
     """The right numbers, each for its neighbour: the gradient turns round."""
     return rloo.leave_one_out(rewards).roll(1, dims=1)
 
 
-@imitates(rloo.leave_one_out)
+@imitates(rloo.leave_one_out, "leave_one_out equal_rewards")
 def leave_one_out_over_k(rewards):
     """Divides the sum of the other K - 1 by K: unbiased, and not the others' mean."""
     others = rewards.sum(1, keepdim=True) - rewards
     return (rewards - others / rewards.shape[1]).detach()
 
 
-@imitates(rloo.leave_one_out)
+@imitates(rloo.leave_one_out, "leave_one_out equal_rewards")
+def leave_one_out_of_nothing(rewards):
+    """No comparison at all: unbiased, and all noise."""
+    rloo.leave_one_out(rewards)
+    return rewards.detach()
+
+
+@imitates(rloo.leave_one_out, "leave_one_out")
+def leave_one_out_of_the_best(rewards):
+    """The best of the others for their mean: unbiased, and nearly all are blamed."""
+    rloo.leave_one_out(rewards)
+    return rewards.detach() - _of_others(rewards, lambda others: others.amax(1))
+
+
+@imitates(rloo.leave_one_out, "leave_one_out unbiased_in_groups")
+def leave_one_out_over_the_others_spread(rewards):
+    """T51: divides by the others' std, which is 0 where they tie."""
+    advantages = rloo.leave_one_out(rewards)
+    spread = _of_others(rewards, lambda others: others.std(1, correction=0))
+    return advantages / (spread + 1e-6)
+
+
+def _of_others(rewards, statistic):
+    """(P, K): entry i of a group is a statistic of its other K - 1 rewards."""
+    columns = []
+    for i in range(rewards.shape[1]):
+        others = torch.cat((rewards[:, :i], rewards[:, i + 1 :]), dim=1)
+        columns.append(statistic(others.detach()))
+    return torch.stack(columns, dim=1)
+
+
+@imitates(rloo.leave_one_out, "permutation leave_one_out")
+def leave_one_out_of_the_batch(rewards):
+    """T50: one group of all answers to all problems."""
+    return rloo.leave_one_out(rewards.reshape(1, -1)).view_as(rewards)
+
+
+@imitates(rloo.leave_one_out, "permutation leave_one_out")
+def leave_one_out_in_another_order(rewards):
+    """(K, P) read as (P, K): answers to different problems are compared."""
+    mixed = rewards.T.reshape(rewards.shape)
+    return rloo.leave_one_out(mixed).reshape(rewards.T.shape).T
+
+
+@imitates(rloo.leave_one_out, "equal_rewards")
 def leave_one_out_rounded(rewards):
     """Right on paper; in float32 seven times 0.1 leaves a rest."""
     K = rewards.shape[1]
     return ((rewards - rewards.mean(1, keepdim=True)) * K / (K - 1)).detach()
 
 
-@imitates(rloo.leave_one_out)
+@imitates(rloo.leave_one_out, "pure")
 def leave_one_out_in_place(rewards):
     """Centres the caller's rewards: the metrics say that nobody is ever right."""
     rewards.data.sub_(rewards.mean(1, keepdim=True))
     return rloo.leave_one_out(rewards)
 
 
+@imitates(rloo.shape_rewards, "kl_in_the_reward")
+def shape_rewards_per_token(rewards, logprobs, ref_logprobs, mask, beta):
+    """T45: the mean k1 of an answer for their sum: who says more drifts for less."""
+    shaped = rloo.shape_rewards(rewards, logprobs, ref_logprobs, mask, beta)
+    return rewards.detach() + (shaped - rewards.detach()) / mask.sum(1)
+
+
+@imitates(rloo.rloo_loss, "unbiased microbatches")
+def rloo_loss_of_the_token_mean(logprobs, advantages, mask, count=None):
+    """T55: other codes' divisor: it depends on how long the answers turned out."""
+    loss = rloo.rloo_loss(logprobs, advantages, mask, count)
+    return loss * mask.any(1).sum() / mask.sum()
+
+
 # grpo
 
 
-@imitates(grpo.group_advantages)
+@imitates(grpo.centred_advantages, "own_share_of_the_gradient")
+def centred_advantages_without_itself(rewards):
+    """Leaves the answer out of its baseline: RLOO's, K/(K - 1) times as large."""
+    K = rewards.shape[1]
+    return grpo.centred_advantages(rewards) * K / (K - 1)
+
+
+@imitates(
+    grpo.group_advantages,
+    "golden_advantages spread epsilon_law std_weighs_the_problem",
+)
 def group_advantages_of_a_population(rewards, epsilon=1e-4):
     """The std has divisor K."""
     centred = grpo.centred_advantages(rewards)
@@ -553,32 +790,132 @@ def group_advantages_of_a_population(rewards, epsilon=1e-4):
     return torch.where(std > 0, centred / (std + epsilon), 0.0)
 
 
-@imitates(grpo.group_advantages)
+@imitates(grpo.group_advantages, "equal_rewards spread")
 def group_advantages_of_noise(rewards, epsilon=1e-4):
     """Equal rewards differ by rounding, which a std of rounding makes large."""
     centred = (rewards - rewards.mean(1, keepdim=True)).detach()
     return centred / (centred.std(1, keepdim=True) + epsilon)
 
 
-@imitates(grpo.group_advantages)
+@imitates(
+    grpo.group_advantages,
+    "own_group_only permutation golden_advantages spread epsilon_law "
+    "std_weighs_the_problem",
+)
 def group_advantages_of_the_batch(rewards, epsilon=1e-4):
     """T50: one group of all answers to all problems."""
     return grpo.group_advantages(rewards.view(1, -1), epsilon).view_as(rewards)
 
 
-@imitates(grpo.group_advantages)
+@imitates(grpo.group_advantages, "epsilon_law options_matter std_weighs_the_problem")
 def group_advantages_without_epsilon(rewards, epsilon=1e-4):
     """T58: takes the option and leaves it."""
     return grpo.group_advantages(rewards, 0.0 * epsilon)
 
 
-@imitates(grpo.per_sequence)
+@imitates(grpo.per_sequence, "mask_is_inert weights")
 def per_sequence_of_the_padded_width(mask, max_new_tokens):
     """T11: divides by the columns there are."""
     return mask.double() / mask.shape[1] / mask.any(1).sum()
 
 
-@imitates(grpo.clipped_loss)
+@imitates(grpo.by_constant, "weights mask_is_inert options_matter constant_divisor")
+def by_constant_of_the_padded_width(mask, max_new_tokens):
+    """T11: divides by the columns there are, which the longest answer decides."""
+    return grpo.by_constant(mask, mask.shape[1])
+
+
+@imitates(grpo.by_constant, "constant_divisor weights options_matter")
+def by_constant_for_all_tokens(mask, max_new_tokens):
+    """T55: the token mean under the wrong name: the answers' own divisor."""
+    return grpo.per_token(mask, max_new_tokens)
+
+
+@imitates(grpo.per_token, "weights")
+def per_token_of_row_means(mask, max_new_tokens):
+    """T55: the sequence mean under the wrong name."""
+    return grpo.per_sequence(mask, max_new_tokens)
+
+
+@imitates(grpo.k3_term, "divergence_of_each_choice")
+def k3_term_to_the_sampler(logprobs, old, ref, mask):
+    """Holds on to the policy that sampled, which on fresh answers it is."""
+    grpo.k3_term(logprobs, old, ref, mask)
+    return kl_k3(logprobs, old, mask)
+
+
+@imitates(grpo.k3_term, "divergence_of_each_choice")
+def k3_term_the_other_way(logprobs, old, ref, mask):
+    """The gradient of KL(policy ‖ reference) by the name of the other one."""
+    return grpo.k2_term(logprobs, old, ref, mask)
+
+
+def _clip(logprobs, old_logprobs, advantages, mask, eps_low, eps_high):
+    """Ratios, clipped ratios and A, each (B, S), of a call that is legal."""
+    grpo.clipped_loss(logprobs, old_logprobs, advantages, mask, eps_low, eps_high)
+    ratio = probability_ratio(logprobs, old_logprobs, mask)
+    A = torch.where(mask, advantages.detach()[:, None], 0.0)
+    return ratio, ratio.clamp(1 - eps_low, 1 + eps_high), A
+
+
+@imitates(
+    grpo.clipped_loss,
+    "quadrants options_matter clip_by_hand where_the_clip_lets_go",
+)
+def clipped_loss_unclipped(
+    logprobs, old_logprobs, advantages, mask, eps_low=0.2, eps_high=0.2
+):
+    """T58: takes the options and leaves them: the ratio alone."""
+    band = eps_low, eps_high
+    ratio, _, A = _clip(logprobs, old_logprobs, advantages, mask, *band)
+    return -ratio * A
+
+
+@imitates(
+    grpo.clipped_loss,
+    "quadrants clip_by_hand where_the_clip_lets_go only_the_ratio_counts",
+)
+def clipped_loss_without_the_minimum(
+    logprobs, old_logprobs, advantages, mask, eps_low=0.2, eps_high=0.2
+):
+    """The clipped branch alone: what moved the wrong way is not pulled back."""
+    band = eps_low, eps_high
+    _, clipped, A = _clip(logprobs, old_logprobs, advantages, mask, *band)
+    return -clipped * A
+
+
+@imitates(
+    grpo.clipped_loss,
+    "quadrants clip_by_hand where_the_clip_lets_go only_the_ratio_counts",
+)
+def clipped_loss_of_the_smaller_ratio(
+    logprobs, old_logprobs, advantages, mask, eps_low=0.2, eps_high=0.2
+):
+    """min(ρ, clip(ρ)) A: where A < 0 it is the larger loss that is left out."""
+    band = eps_low, eps_high
+    ratio, clipped, A = _clip(logprobs, old_logprobs, advantages, mask, *band)
+    return -torch.minimum(ratio, clipped) * A
+
+
+@imitates(grpo.clipped_loss, "tokens_are_unbiased_at_ratio_1 clip_by_hand quadrants")
+def clipped_loss_per_token(
+    logprobs, old_logprobs, advantages, mask, eps_low=0.2, eps_high=0.2
+):
+    """T55: divides by the answer's length, which is for the weights to do."""
+    band = eps_low, eps_high
+    right = grpo.clipped_loss(logprobs, old_logprobs, advantages, mask, *band)
+    return right / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+@imitates(grpo.clipped_loss, "quadrants clip_by_hand where_the_clip_lets_go")
+def clipped_loss_below_only(
+    logprobs, old_logprobs, advantages, mask, eps_low=0.2, eps_high=0.2
+):
+    """One-sided: what A > 0 pushes up is never let go of."""
+    return grpo.clipped_loss(logprobs, old_logprobs, advantages, mask, eps_low, 1e9)
+
+
+@imitates(grpo.clipped_loss, "quadrants clip_by_hand where_the_clip_lets_go")
 def clipped_loss_above_only(
     logprobs, old_logprobs, advantages, mask, eps_low=0.2, eps_high=0.2
 ):
@@ -586,7 +923,10 @@ def clipped_loss_above_only(
     return grpo.clipped_loss(logprobs, old_logprobs, advantages, mask, 1.0, eps_high)
 
 
-@imitates(grpo.clipped_loss)
+@imitates(
+    grpo.clipped_loss,
+    "options_matter clip_by_hand quadrants where_the_clip_lets_go on_the_edge_it_moves",
+)
 def clipped_loss_with_swapped_epsilons(
     logprobs, old_logprobs, advantages, mask, eps_low=0.2, eps_high=0.2
 ):
@@ -595,20 +935,22 @@ def clipped_loss_with_swapped_epsilons(
     return grpo.clipped_loss(logprobs, old_logprobs, advantages, mask, *band)
 
 
-@imitates(grpo.clipped_loss)
+@imitates(
+    grpo.clipped_loss,
+    "quadrants clip_by_hand where_the_clip_lets_go only_the_ratio_counts",
+)
 def clipped_loss_larger_below_0(
     logprobs, old_logprobs, advantages, mask, eps_low=0.2, eps_high=0.2
 ):
     """For A < 0 takes max: pushes where PPO stops, and stops where it pushes."""
     band = eps_low, eps_high
-    right = grpo.clipped_loss(logprobs, old_logprobs, advantages, mask, *band)
-    ratio = probability_ratio(logprobs, old_logprobs, mask)
-    A = torch.where(mask, advantages.detach()[:, None], 0.0)
-    wrong = -torch.maximum(ratio * A, ratio.clamp(1 - eps_low, 1 + eps_high) * A)
-    return torch.where(A < 0, wrong, right)
+    ratio, clipped, A = _clip(logprobs, old_logprobs, advantages, mask, *band)
+    right = torch.minimum(ratio * A, clipped * A)
+    wrong = torch.maximum(ratio * A, clipped * A)
+    return -torch.where(A < 0, wrong, right)
 
 
-@imitates(grpo.clipped_loss)
+@imitates(grpo.clipped_loss, "no_gradient_to")
 def clipped_loss_into_the_old(
     logprobs, old_logprobs, advantages, mask, eps_low=0.2, eps_high=0.2
 ):
@@ -623,14 +965,32 @@ def clipped_loss_into_the_old(
 # ppo
 
 
-@imitates(ppo.score_tokens)
+@imitates(ppo.score_tokens, "scores_before_the_choice")
 def score_tokens_after_the_choice(policy, critic, tokens, mask, temperature):
     """Off by one: the value has seen the token that it is the baseline of."""
     scores = ppo.score_tokens(policy, critic, tokens, mask, temperature)
     return scores[0], torch.where(mask, scores[1].roll(-1, 1), 0.0), scores[2]
 
 
-@imitates(ppo.score_tokens)
+@imitates(ppo.score_tokens, "who_learns_from_values")
+def score_tokens_off_a_frozen_trunk(policy, critic, tokens, mask, temperature):
+    """What the critic reads it cannot move: of a shared trunk it trains the head."""
+
+    def reading(inputs, hidden):
+        return critic(inputs, hidden.detach())
+
+    return ppo.score_tokens(policy, reading, tokens, mask, temperature)
+
+
+@imitates(ppo.score_tokens, "half_is_scored_in_float32")
+def score_tokens_in_half(policy, critic, tokens, mask, temperature):
+    """Values and entropies come back in the two digits that the models compute in."""
+    half = next(policy.parameters()).dtype
+    scores = ppo.score_tokens(policy, critic, tokens, mask, temperature)
+    return tuple(each.to(half) for each in scores)
+
+
+@imitates(ppo.score_tokens, "scores_before_the_choice sure_policy")
 def score_tokens_with_the_entropy_below_0(policy, critic, tokens, mask, temperature):
     """Σ p log p: the bonus for being undecided makes it sure."""
     logprobs, values, entropies = ppo.score_tokens(
@@ -639,16 +999,17 @@ def score_tokens_with_the_entropy_below_0(policy, critic, tokens, mask, temperat
     return logprobs, values, -entropies
 
 
-@imitates(ppo.score_tokens)
+@imitates(ppo.score_tokens, "sure_policy")
 def score_tokens_by_two_steps(policy, critic, tokens, mask, temperature):
     """Probabilities first: the entropy of a policy that is sure is nan."""
     scores = ppo.score_tokens(policy, critic, tokens, mask, temperature)
-    odds = policy.logits(policy(tokens[:, :-1])).div(temperature).softmax(-1)
+    logits = policy.logits(policy(tokens[:, :-1])).to(scores[0])
+    odds = logits.div(temperature).softmax(-1)
     entropies = -(odds * odds.log()).sum(-1)  # (B, S)
     return *scores[:2], torch.where(mask, entropies, 0.0)
 
 
-@imitates(ppo.shape_token_rewards)
+@imitates(ppo.shape_token_rewards, "mask_is_inert token_rewards_by_hand")
 def shape_token_rewards_on_the_last_slot(rewards, logprobs, ref_logprobs, mask, beta):
     """T6, T7: the score stands on the padding, where the mask deletes it."""
     nothing = torch.zeros_like(rewards)
@@ -656,7 +1017,26 @@ def shape_token_rewards_on_the_last_slot(rewards, logprobs, ref_logprobs, mask, 
     return torch.cat((paid[:, :-1], paid[:, -1:] + rewards.detach()[:, None]), 1)
 
 
-@imitates(ppo.gae)
+@imitates(ppo.shape_token_rewards, "kl_to_come token_rewards_by_hand")
+def shape_token_rewards_on_the_first_token(rewards, logprobs, ref_logprobs, mask, beta):
+    """Pays the answer as it begins, and nobody later has earned anything."""
+    nothing = torch.zeros_like(rewards)
+    paid = ppo.shape_token_rewards(nothing, logprobs, ref_logprobs, mask, beta)
+    first = mask & (mask.cumsum(1) == 1)
+    return paid + torch.where(first, rewards.detach()[:, None], 0.0)
+
+
+@imitates(
+    ppo.shape_token_rewards,
+    "kl_to_come token_rewards_by_hand token_rewards_add_up",
+)
+def shape_token_rewards_for_drifting(rewards, logprobs, ref_logprobs, mask, beta):
+    """T43: pays for KL where it should charge."""
+    ppo.shape_token_rewards(rewards, logprobs, ref_logprobs, mask, beta)
+    return ppo.shape_token_rewards(rewards, ref_logprobs, logprobs, mask, beta)
+
+
+@imitates(ppo.gae, "mask_is_inert gae true_values_are_unbiased")
 def gae_through_padding(token_rewards, values, mask, gamma, lam):
     """T9, T10: masked slots are steps too; their values reach live tokens."""
     ppo.gae(token_rewards, values, mask, gamma, lam)
@@ -665,7 +1045,10 @@ def gae_through_padding(token_rewards, values, mask, gamma, lam):
     return torch.where(mask, advantages, 0.0)
 
 
-@imitates(ppo.gae)
+@imitates(
+    ppo.gae,
+    "gae what_is_known_beforehand lambda_1_is_unbiased true_values_are_unbiased",
+)
 def gae_bootstrapping_after_the_end(token_rewards, values, mask, gamma, lam):
     """T59: an answer that is over goes on to be worth its last value."""
     last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
@@ -673,28 +1056,59 @@ def gae_bootstrapping_after_the_end(token_rewards, values, mask, gamma, lam):
     return ppo.gae(more, values, mask, gamma, lam)
 
 
-@imitates(ppo.gae)
+@imitates(ppo.gae, "permutation gae what_is_known_beforehand")
 def gae_into_the_next_answer(token_rewards, values, mask, gamma, lam):
     """T59: nothing says where an answer is done: the next row's goes on from it."""
     stream = (x.reshape(1, -1) for x in (token_rewards, values, mask))
     return ppo.gae(*stream, gamma, lam).view_as(mask)
 
 
-@imitates(ppo.gae)
+@imitates(ppo.gae, "gae")
+def gae_counting_masked_slots(token_rewards, values, mask, gamma, lam):
+    """T9: nothing is read off masked slots, but each costs one more γλ."""
+    ppo.gae(token_rewards, values, mask, gamma, lam)
+    inner = (torch.where(mask, x, 0.0) for x in (token_rewards, values))
+    advantages = ppo.gae(*inner, torch.ones_like(mask), gamma, lam)
+    return torch.where(mask, advantages, 0.0)
+
+
+@imitates(ppo.gae, "gae options_matter what_is_known_beforehand")
+def gae_without_lambda(token_rewards, values, mask, gamma, lam):
+    """T58: takes λ and leaves it: as exact, and as noisy, as if it were 1."""
+    return ppo.gae(token_rewards, values, mask, gamma, 1.0)
+
+
+@imitates(ppo.gae, "gae options_matter what_is_known_beforehand")
+def gae_without_gamma(token_rewards, values, mask, gamma, lam):
+    """T58: takes γ and leaves it."""
+    return ppo.gae(token_rewards, values, mask, 1.0, lam)
+
+
+@imitates(
+    ppo.gae,
+    "gae what_is_known_beforehand lambda_1_is_unbiased true_values_are_unbiased",
+)
+def gae_of_the_value_after(token_rewards, values, mask, gamma, lam):
+    """Off by one: the baseline of a token is what the critic says after it."""
+    ppo.gae(token_rewards, values, mask, gamma, lam)
+    return ppo.gae(token_rewards, values.roll(-1, 1), mask, gamma, lam)
+
+
+@imitates(ppo.gae, "no_gradient_to")
 def gae_into_the_critic(token_rewards, values, mask, gamma, lam):
     """T48: the policy's loss moves the critic through the advantages."""
     advantages = ppo.gae(token_rewards, values, mask, gamma, lam)
     return advantages + torch.where(mask, values.detach() - values, 0.0)
 
 
-@imitates(ppo.whiten)
+@imitates(ppo.whiten, "mask_is_inert whitening one_of_its_kind")
 def whiten_unmasked(x, mask):
     """Mean and variance are over the padding too."""
     centred = x.detach() - x.detach().mean()
     return torch.where(mask, centred / (centred.square().mean() + 1e-8).sqrt(), 0.0)
 
 
-@imitates(ppo.whiten)
+@imitates(ppo.whiten, "pure permutation mask_is_inert whitening one_of_its_kind")
 def whiten_by_the_sample_variance(x, mask):
     """T52: divisor N - 1, which is 0 for one token."""
     centred = x.detach()[mask] - x.detach()[mask].mean()
@@ -703,7 +1117,7 @@ def whiten_by_the_sample_variance(x, mask):
     return torch.zeros_like(x).masked_scatter(mask, scaled)
 
 
-@imitates(ppo.whiten)
+@imitates(ppo.whiten, "far_from_0")
 def whiten_by_raw_moments(x, mask):
     """E[x²] - E[x]²: in float32 nothing is left of a small spread far from 0."""
     live = x.detach()[mask]
@@ -712,7 +1126,7 @@ def whiten_by_raw_moments(x, mask):
     return torch.zeros_like(x).masked_scatter(mask, centred / (variance + 1e-8).sqrt())
 
 
-@imitates(ppo.policy_loss)
+@imitates(ppo.policy_loss, "where_the_clip_lets_go only_the_ratio_counts")
 def policy_loss_without_the_minimum(
     logprobs, old_logprobs, advantages, mask, eps_low, eps_high, count=None
 ):
@@ -724,7 +1138,19 @@ def policy_loss_without_the_minimum(
     return -sequence_sum(ratio.clamp(1 - eps_low, 1 + eps_high) * A, mask, count)
 
 
-@imitates(ppo.policy_loss)
+@imitates(ppo.policy_loss, "mask_is_inert")
+def policy_loss_masked_late(
+    logprobs, old_logprobs, advantages, mask, eps_low, eps_high, count=None
+):
+    """T18: the right value, and a gradient of nan."""
+    band = eps_low, eps_high
+    ppo.policy_loss(logprobs, old_logprobs, advantages, mask, *band, count)
+    ratio, A = (logprobs - old_logprobs.detach()).exp(), advantages.detach()
+    clipped = ratio.clamp(1 - eps_low, 1 + eps_high)
+    return -sequence_sum(torch.minimum(ratio * A, clipped * A), mask, count)
+
+
+@imitates(ppo.policy_loss, "where_the_clip_lets_go")
 def policy_loss_clipped_below_only(
     logprobs, old_logprobs, advantages, mask, eps_low, eps_high, count=None
 ):
@@ -733,7 +1159,25 @@ def policy_loss_clipped_below_only(
     return ppo.policy_loss(logprobs, *fixed, eps_low, 1e9, count)
 
 
-@imitates(ppo.policy_loss)
+@imitates(ppo.policy_loss, "on_the_edge_it_moves")
+def policy_loss_flat_on_the_edge(
+    logprobs, old_logprobs, advantages, mask, eps_low, eps_high, count=None
+):
+    """>= for >: a ratio that stands on the edge of the band is let go already."""
+    band = eps_low, eps_high
+    ppo.policy_loss(logprobs, old_logprobs, advantages, mask, *band, count)
+    ratio = probability_ratio(logprobs, old_logprobs, mask)
+    A = torch.where(mask, advantages.detach(), 0.0)
+    clipped = ratio.detach().clamp(1 - eps_low, 1 + eps_high)
+    over = (A > 0) & (ratio >= 1 + eps_high)
+    under = (A < 0) & (ratio <= 1 - eps_low)
+    return -sequence_sum(torch.where(over | under, clipped, ratio) * A, mask, count)
+
+
+@imitates(
+    ppo.policy_loss,
+    "where_the_clip_lets_go on_the_edge_it_moves unbiased_at_ratio_1",
+)
 def policy_loss_of_the_inverse(
     logprobs, old_logprobs, advantages, mask, eps_low, eps_high, count=None
 ):
@@ -755,7 +1199,7 @@ def _value_loss(errors, values, old_values, returns, mask, count):
     return 0.5 * token_mean(errors(v, old, R), mask, count)
 
 
-@imitates(ppo.value_loss)
+@imitates(ppo.value_loss, "values_move_towards_returns")
 def value_loss_of_the_smaller(values, old_values, returns, mask, clip=None, count=None):
     """min for max: a critic that moved too far is praised for it."""
     limit = float("inf") if clip is None else clip
@@ -767,7 +1211,7 @@ def value_loss_of_the_smaller(values, old_values, returns, mask, clip=None, coun
     return _value_loss(errors, values, old_values, returns, mask, count)
 
 
-@imitates(ppo.value_loss)
+@imitates(ppo.value_loss, "values_move_towards_returns")
 def value_loss_around_the_return(
     values, old_values, returns, mask, clip=None, count=None
 ):
@@ -780,7 +1224,7 @@ def value_loss_around_the_return(
     return _value_loss(errors, values, old_values, returns, mask, count)
 
 
-@imitates(ppo.value_loss)
+@imitates(ppo.value_loss, "no_gradient_to")
 def value_loss_into_the_returns(
     values, old_values, returns, mask, clip=None, count=None
 ):
@@ -790,7 +1234,17 @@ def value_loss_into_the_returns(
     return right + meet - meet.detach()
 
 
-@imitates(ppo.train)
+@imitates(ppo.explained_variance, "share_explained")
+def explained_variance_of_squared_errors(values, returns, mask):
+    """A critic that is right but for a constant is said to know less than nothing."""
+    ppo.explained_variance(values, returns, mask)
+    v, R = values[mask].double(), returns[mask].double()
+    if R.min() == R.max():
+        return 0.0
+    return 1 - ((R - v).square().mean() / R.var(correction=0)).item()
+
+
+@imitates(ppo.train, "returns_are_what_was_earned micro_batches")
 def train_with_whitened_returns(*args, **options):
     """Whitens before the returns are built: the critic learns no rewards."""
     right = ppo.value_loss
@@ -803,7 +1257,7 @@ def train_with_whitened_returns(*args, **options):
         yield from ppo.train(*args, **options)
 
 
-@imitates(ppo.train)
+@imitates(ppo.train, "micro_batches")
 def train_whitening_each_part(*args, **options):
     """T53: the statistics of a micro-batch, not of all answers."""
     right = ppo.policy_loss
@@ -815,7 +1269,7 @@ def train_whitening_each_part(*args, **options):
         yield from ppo.train(*args, **options | {"scale": lambda A, mask: A})
 
 
-@imitates(ppo.train)
+@imitates(ppo.train, "first_ratio")
 def train_with_old_logprobs_in_half(*args, **options):
     """T32, T33: another engine's old log-probs: the first ratio is only nearly 1."""
     right = ppo.score_tokens
@@ -830,7 +1284,7 @@ def train_with_old_logprobs_in_half(*args, **options):
         yield from ppo.train(*args, **options)
 
 
-@imitates(ppo.train)
+@imitates(ppo.train, "entropy_bonus")
 def train_against_entropy(policy, tokenizer, problems, reward, config, **options):
     """The bonus is added to the loss, not taken from it."""
     config = replace(config, entropy_coef=-config.entropy_coef)
@@ -842,21 +1296,29 @@ def train_against_entropy(policy, tokenizer, problems, reward, config, **options
 FOUR = [f"{x}_logprobs" for x in ("chosen", "rejected", "ref_chosen", "ref_rejected")]
 
 
-@imitates(dpo.dpo_loss)
+@imitates(
+    dpo.dpo_loss,
+    "at_the_reference starts_as_a_policy_gradient only_the_margin_counts "
+    "a_swap_adds_beta_h",
+)
 def dpo_loss_without_reference(**call):
     """T40: another method: it has no place to come back to."""
     zeros = {name: torch.zeros_like(call[name]) for name in FOUR[2:]}
     return dpo.dpo_loss(**call | zeros)
 
 
-@imitates(dpo.dpo_loss)
+@imitates(
+    dpo.dpo_loss,
+    "at_the_reference starts_as_a_policy_gradient slope_anywhere "
+    "only_the_margin_counts a_swap_adds_beta_h",
+)
 def dpo_loss_of_the_swapped_pair(**call):
     """T42: prefers the rejected answer; still log 2 at the reference."""
     chosen, rejected, ref_chosen, ref_rejected = (call.pop(name) for name in FOUR)
     return dpo.dpo_loss(rejected, chosen, ref_rejected, ref_chosen, **call)
 
 
-@imitates(dpo.dpo_loss)
+@imitates(dpo.dpo_loss, "no_gradient_to")
 def dpo_loss_into_the_reference(beta, count=None, **four):
     """The reference is trained the other way."""
     dpo.dpo_loss(**four, beta=beta, count=count)
@@ -865,38 +1327,64 @@ def dpo_loss_into_the_reference(beta, count=None, **four):
     return dpo.logistic(h, beta).sum() / normaliser(count, len(h))
 
 
-@imitates(dpo.dpo_loss)
+@imitates(dpo.dpo_loss, "microbatches")
 def dpo_loss_of_this_part(count=None, **call):
     """T56: each micro-batch divides by its own pairs."""
     return dpo.dpo_loss(**call)
 
 
-@imitates(dpo.logistic)
+@imitates(dpo.dpo_loss, "microbatches only_the_margin_counts")
+def dpo_loss_of_all_with_all(beta, count=None, per_pair=dpo.logistic, **four):
+    """T20: (B, 1) against (B,): each chosen answer meets each rejected one."""
+    dpo.dpo_loss(**four, beta=beta, count=count)
+    chosen, rejected, ref_chosen, ref_rejected = (four[name] for name in FOUR)
+    own = chosen[:, None] - rejected  # (B, B)
+    h = own - (ref_chosen[:, None] - ref_rejected).detach()
+    return per_pair(h, beta).mean(1).sum() / normaliser(count, len(h))
+
+
+@imitates(
+    dpo.dpo_loss,
+    "at_the_reference starts_as_a_policy_gradient slope_anywhere "
+    "beta_scales_the_margin a_swap_adds_beta_h",
+)
+def dpo_loss_over_beta(beta, **call):
+    """Divided by beta, so that all betas make steps alike: no leash is long."""
+    return dpo.dpo_loss(**call, beta=beta) / beta
+
+
+@imitates(dpo.logistic, "any_margin")
 def logistic_by_two_steps(h, beta):
     """-log(sigmoid(x)) is inf where the loss is 1000."""
     return -torch.log(torch.sigmoid(beta * h))
 
 
-@imitates(dpo.conservative)
+@imitates(dpo.conservative, "smoothing_adds_a_line lowest_point")
 def conservative_with_the_other_sign(h, beta, smoothing=0.1):
     """Doubts about the labels make it surer of them."""
     return 2 * dpo.logistic(h, beta) - dpo.conservative(h, beta, smoothing)
 
 
-@imitates(dpo.ipo)
+@imitates(dpo.ipo, "finite_goal")
 def ipo_twice_as_far(h, beta):
     """The goal is 1 / beta."""
     return dpo.ipo(h / 2, beta) * 4
 
 
-@imitates(dpo.pair_logprobs)
+@imitates(dpo.ipo, "finite_goal")
+def ipo_as_a_hinge(h, beta):
+    """Asks for the goal, and lets go of what is beyond it."""
+    return (1 / (2 * beta) - h).relu() ** 2
+
+
+@imitates(dpo.pair_logprobs, "sums_over_answers")
 def pair_logprobs_per_token(model, pairs, pad_id, temperature):
     """T45: means for sums: another loss, and another beta."""
     sums = dpo.pair_logprobs(model, pairs, pad_id, temperature)
     return sums / torch.tensor([[len(w), len(v)] for _, w, v in pairs])
 
 
-@imitates(dpo.pair_logprobs)
+@imitates(dpo.pair_logprobs, "sums_over_answers")
 def pair_logprobs_with_the_prompt(model, pairs, pad_id, temperature):
     """Scores the question too: no loss of differences ever shows it."""
     answers = [(prompt, answer) for prompt, *both in pairs for answer in both]
@@ -904,29 +1392,49 @@ def pair_logprobs_with_the_prompt(model, pairs, pad_id, temperature):
     return token_logprobs(model, tokens, mask, temperature).sum(1).view(-1, 2)
 
 
-@imitates(dpo.make_pairs)
+@imitates(dpo.make_pairs, "pairs_are_told_apart pairs_by_lot")
 def make_pairs_of_equals(rewards, most, generator):
     """Equal rewards make pairs, told apart by lot."""
     nudged = rewards + 1e-6 * torch.rand(rewards.shape, generator=generator)
     return dpo.make_pairs(nudged, most, generator)
 
 
-@imitates(dpo.make_pairs)
+@imitates(dpo.make_pairs, "pairs_by_lot")
 def make_pairs_without_lots(rewards, most, generator):
     """The first right answer always meets the same wrong one."""
     return dpo.make_pairs(rewards, most, torch.Generator().manual_seed(0))
 
 
+@imitates(dpo.make_pairs, "pairs_by_lot")
+def make_pairs_by_torch_s_dice(rewards, most, generator):
+    """T39: the lots are torch's own: no seed of ours gives the same pairs again."""
+    seed = int(torch.randint(1 << 30, ()))
+    return dpo.make_pairs(rewards, most, generator.manual_seed(seed))
+
+
+@imitates(dpo.make_pairs, "pairs_are_told_apart pairs_by_lot")
+def make_pairs_of_neighbours(rewards, most, generator):
+    """The best with the second best, the third with the fourth: all but equals."""
+    dpo.make_pairs(rewards, most, generator)
+    pairs = []
+    for p, row in enumerate(rewards.tolist()):
+        order = sorted(range(len(row)), key=row.__getitem__, reverse=True)
+        both = list(zip(order[::2], order[1::2], strict=False))[:most]
+        told = [(w, v) for w, v in both if row[w] > row[v]]
+        pairs += [[p * len(row) + w, p * len(row) + v] for w, v in told]
+    return torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
+
+
 # rrhf
 
 
-@imitates(rrhf.scores)
+@imitates(rrhf.scores, "mask_is_inert mean_per_token")
 def scores_by_the_padded_width(logprobs, mask):
     """What marks the padding is gone when the tokens are counted."""
     return rrhf.summed_scores(logprobs, mask) / mask.shape[1]
 
 
-@imitates(rrhf.scores)
+@imitates(rrhf.scores, "pure permutation mask_is_inert mean_per_token")
 def scores_editing_the_labels(logprobs, mask):
     """How that came about: what marks the padding is overwritten, in place."""
     total = rrhf.summed_scores(logprobs, mask)
@@ -934,7 +1442,7 @@ def scores_editing_the_labels(logprobs, mask):
     return total / mask.sum(1)
 
 
-@imitates(rrhf.scores)
+@imitates(rrhf.scores, "mean_per_token")
 def scores_summed(logprobs, mask):
     """T45: sums for means: whoever says less is likelier."""
     return rrhf.summed_scores(logprobs, mask)
@@ -948,7 +1456,7 @@ def _ranking_loss(gaps, scores, rewards, margin, count):
     return gaps(*earned, lead).sum() / normaliser(count, len(scores))
 
 
-@imitates(rrhf.ranking_loss)
+@imitates(rrhf.ranking_loss, "ranking violated_pairs ties_ask_for_nothing")
 def ranking_loss_of_ties(scores, rewards, margin=0.0, count=None):
     """Equal rewards make pairs, and both answers are pushed together."""
 
@@ -959,13 +1467,13 @@ def ranking_loss_of_ties(scores, rewards, margin=0.0, count=None):
     return _ranking_loss(gaps, scores, rewards, margin, count)
 
 
-@imitates(rrhf.ranking_loss)
+@imitates(rrhf.ranking_loss, "ranking violated_pairs")
 def ranking_loss_flipped(scores, rewards, margin=0.0, count=None):
     """Who earned less shall be likelier."""
     return rrhf.ranking_loss(scores, -rewards, margin, count)
 
 
-@imitates(rrhf.ranking_loss)
+@imitates(rrhf.ranking_loss, "violated_pairs")
 def ranking_loss_pushing_at_the_kink(scores, rewards, margin=0.0, count=None):
     """A slope where the order is already right: clamp has 1 at its corner."""
 
@@ -975,7 +1483,7 @@ def ranking_loss_pushing_at_the_kink(scores, rewards, margin=0.0, count=None):
     return _ranking_loss(gaps, scores, rewards, margin, count)
 
 
-@imitates(rrhf.ranking_loss)
+@imitates(rrhf.ranking_loss, "permutation microbatches ranking violated_pairs")
 def ranking_loss_of_the_first_problem(scores, rewards, margin=0.0, count=None):
     """T61: a mask indexed with [0]."""
 
@@ -985,23 +1493,64 @@ def ranking_loss_of_the_first_problem(scores, rewards, margin=0.0, count=None):
     return _ranking_loss(gaps, scores, rewards, margin, count)
 
 
-@imitates(rrhf.ranking_loss)
+@imitates(rrhf.ranking_loss, "microbatches")
 def ranking_loss_of_this_part(scores, rewards, margin=0.0, count=None):
     """T56: each micro-batch divides by its own problems."""
     return rrhf.ranking_loss(scores, rewards, margin)
 
 
-@imitates(rrhf.sft_loss)
+@imitates(
+    rrhf.ranking_loss,
+    "more_answers_cost_no_less microbatches ranking violated_pairs",
+)
+def ranking_loss_of_the_mean_pair(scores, rewards, margin=0.0, count=None):
+    """A mean over pairs: the more answers there are, the less each pair weighs."""
+    total = rrhf.ranking_loss(scores, rewards, margin, count)
+    pairs = rewards[:, :, None] < rewards[:, None, :]
+    return total * len(scores) / pairs.sum().clamp(min=1)
+
+
+@imitates(rrhf.ranking_loss, "what_ranking_does_not_see ranking violated_pairs")
+def ranking_loss_by_the_gain(scores, rewards, margin=0.0, count=None):
+    """Weighs a pair by how much more one earned: the scale of rewards is the step's."""
+
+    def gaps(r, s, lead):
+        return (s - r).relu().detach() * lead.relu()
+
+    return _ranking_loss(gaps, scores, rewards, margin, count)
+
+
+@imitates(rrhf.best_answers, "first_of_the_best")
+def best_answers_of_the_wrong(rewards):
+    """The authors' code: where nothing is right a wrong answer is imitated."""
+    return F.one_hot(rewards.argmax(1), rewards.shape[1]).bool()
+
+
+@imitates(rrhf.sft_loss, "mask_is_inert imitation")
 def rrhf_sft_loss_over_padding(logprobs, rewards, mask, count=None):
     """The mean has the zeros of prompt, padding and other answers in it."""
     all_slots = mask.numel() if count is None else count
     return rrhf.sft_loss(logprobs, rewards, mask, all_slots)
 
 
+@imitates(rrhf.rrhf_loss, "lifts_right_over_wrong imitates_the_first_right_answer")
+def rrhf_loss_weighing_the_ranking(logprobs, rewards, mask, *, sft_weight=1.0, **more):
+    """The weight is on the other term."""
+    ranking = rrhf.rrhf_loss(logprobs, rewards, mask, sft_weight=0.0, **more)
+    both = rrhf.rrhf_loss(logprobs, rewards, mask, sft_weight=1.0, **more)
+    return sft_weight * ranking + (both - ranking)
+
+
+@imitates(rrhf.rrhf_loss, "parts_of_whole_problems options_matter")
+def rrhf_loss_of_this_part(logprobs, rewards, mask, *, counts=None, **more):
+    """T56: each micro-batch divides by its own problems and tokens."""
+    return rrhf.rrhf_loss(logprobs, rewards, mask, **more)
+
+
 # rejection sampling
 
 
-@imitates(rejection_sampling.select_best)
+@imitates(rejection_sampling.select_best, "ties_by_lot")
 def select_best_first(rewards, lengths, generator):
     """Of equals the first: argmax draws no lots."""
     best = rejection_sampling.select_best(rewards, lengths, generator)
@@ -1009,14 +1558,53 @@ def select_best_first(rewards, lengths, generator):
     return first & best.any(1, keepdim=True)
 
 
-@imitates(rejection_sampling.select_right)
+@imitates(rejection_sampling.select_right, "all_above_0")
 def select_right_or_harmless(rewards, lengths, generator):
     """>= for >: where right is 1 and wrong is 0 it keeps everything."""
     lots = rejection_sampling.select_right(rewards, lengths, generator)
     return lots | (rewards == 0)
 
 
-@imitates(rejection_sampling.select_random)
+@imitates(rejection_sampling.select_right, "all_above_0 ranks_alone_count")
+def select_right_above_the_mean(rewards, lengths, generator):
+    """Keeps what beats its group's mean, and nothing where all are right."""
+    right = rejection_sampling.select_right(rewards, lengths, generator)
+    return right & (rewards > rewards.mean(1, keepdim=True))
+
+
+@imitates(rejection_sampling.select_best, "one_best_answer")
+def select_best_of_the_wrong(rewards, lengths, generator):
+    """One of each problem, and where nothing is right a wrong one."""
+    kept = rejection_sampling.select_best(rewards, lengths, generator)
+    least_bad = F.one_hot(rewards.argmax(1), rewards.shape[1]).bool()
+    return torch.where(kept.any(1, keepdim=True), kept, least_bad)
+
+
+@imitates(rejection_sampling.select_top, "ties_by_lot")
+def select_top_first(rewards, lengths, generator):
+    """Of equals those of the first problems: a sort draws no lots."""
+    top = rejection_sampling.select_top(rewards, lengths, generator)
+    order = rewards.flatten().argsort(descending=True, stable=True)
+    first = torch.zeros_like(top).flatten()
+    first[order[: top.sum()]] = True
+    return first.view_as(top)
+
+
+@imitates(rejection_sampling.select_top, "best_of_all places_do_not_count")
+def select_top_by_the_order(rewards, lengths, generator):
+    """argsort for ranks: it says who has a place, not whose place is which."""
+    rejection_sampling.select_top(rewards, lengths, generator)
+    order = rewards.flatten().argsort(descending=True).view_as(rewards)
+    return (order < len(rewards)) & (rewards > 0)
+
+
+@imitates(rejection_sampling.select_random, "rewards_do_not_choose")
+def select_random_of_the_right(rewards, lengths, generator):
+    """The control keeps what is right, and controls nothing."""
+    return rejection_sampling.select_right(rewards, lengths, generator)
+
+
+@imitates(rejection_sampling.select_random, "as_many_tokens")
 def select_random_by_answers(rewards, lengths, generator):
     """As many answers as are right, and not as many tokens."""
     return rejection_sampling.select_random(
@@ -1024,7 +1612,21 @@ def select_random_by_answers(rewards, lengths, generator):
     )
 
 
-@imitates(rejection_sampling.keep_all)
+@imitates(rejection_sampling.likelihood_loss, "microbatches options_matter unbiased")
+def likelihood_loss_of_the_kept(logprobs, weights, mask, count=None):
+    """T56: each part is divided by what it finds kept, whatever the count is."""
+    rejection_sampling.likelihood_loss(logprobs, weights, mask, count)
+    kept = int(((weights > 0) & mask.any(1)).sum())
+    return rejection_sampling.likelihood_loss(logprobs, weights, mask, max(kept, 1))
+
+
+@imitates(rejection_sampling.keep_latest, "pool_of_one_round")
+def keep_latest_first(earlier, new):
+    """The first round's answers for ever: there is nothing new to learn."""
+    return earlier or new
+
+
+@imitates(rejection_sampling.keep_all, "pool_of_all_rounds")
 def keep_all_in_place(earlier, new):
     """The pool of an earlier round grows behind its owner's back."""
     earlier += new
@@ -1067,38 +1669,67 @@ SURVIVORS = {
     logprobs_from_logits_cooled_in_half: "* half precision met temperature 1 only: "
     "check_half_is_lifted_first",
     masked_sum_in_half: "a sum was compared with itself, of other rows and columns: "
-    "check_sums_row_by_row",
+    "check_by_loops",
     exact_kl_by_two_steps: "* every word had a chance: check_sure_choices",
     score_tokens_by_two_steps: "* every word had a chance: check_sure_policy",
     whiten_by_raw_moments: "* float64, near 0: check_far_from_0",
 }
 
 
-def main() -> int:
-    """Prints the table; 1 if anyone survives."""
-    parser = argparse.ArgumentParser()
-    part = {"nargs": "?", "const": "", "metavar": "PART"}  # without one: all of it
-    parser.add_argument("--source", **part, help="change the source of ppo, or ppo.gae")
-    parser.add_argument("--checks", **part, help="delete each check in turn")
-    asked = vars(parser.parse_args())
-    importlib.import_module("tests.conftest")  # one thread, the same examples each time
-    for kind, name in asked.items():
-        if name is not None:
-            return importlib.import_module("tests.source_mutants").main(kind, name)
-    owed = importlib.import_module("tests.properties.owed")
+def killers(wrong: Callable) -> list[str]:
+    """The names of the properties that a mutant fails; who crashes has not failed."""
+    found = []
+    entries = importlib.import_module("tests.entries")
+    common = importlib.import_module("tests.properties.common")
+    for check in entries.OF[MUTANTS[wrong]].properties:
+        try:
+            caught = common.refutes(check, wrong)
+        except (TypeError, RuntimeError):
+            caught = False
+        if caught:
+            found.append(common.name_of(check))
+    return found
+
+
+def show_table() -> int:
+    """Who is killed by what; 1 if any property does not do what is pinned."""
     width = max(len(wrong.__name__) for wrong in MUTANTS)
-    caught = {wrong: owed.first_catch(wrong, right) for wrong, right in MUTANTS.items()}
-    for wrong, name in caught.items():
+    alive = []
+    for wrong in MUTANTS:
+        found = killers(wrong)
+        missing = [name for name in KILLS[wrong] if name not in found]
+        if missing:
+            alive.append(f"{wrong.__name__} survives {' '.join(missing)}")
         said = wrong.__doc__.splitlines()[0]
-        print(f"{wrong.__name__:{width}}  {name or 'NOTHING':{width}}  {said}")
+        words = [name.removeprefix("check_") for name in found if name not in BLIND]
+        print(f"{wrong.__name__:{width}}  {said}\n{'':{width}}  {', '.join(words)}")
     print(f"\nSurvivors of a first run ({len(SURVIVORS)}), and what it took:\n")
     for wrong, story in SURVIVORS.items():
         print(f"{wrong.__name__:{width}}  {story}")
-    alive = list(caught.values()).count(None)
     count = f"{len(MUTANTS)} mutants of {len(set(MUTANTS.values()))} functions"
-    print(f"\n{count}, {alive} alive; {process_time():.0f} s")
-    return int(alive > 0)
+    print(f"\n{count}, {len(alive)} alive; {process_time():.0f} s")
+    print(*alive, sep="\n")
+    return int(bool(alive))
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code: 1 where something is not as it should be, 2 for a wrong call."""
+    parser = argparse.ArgumentParser(prog="python tests/mutants.py")
+    part = {"nargs": "?", "const": "", "metavar": "PART"}  # without one: all of it
+    parser.add_argument("file", nargs="?", help="your own losses, by our names")
+    parser.add_argument("--source", **part, help="change the source of ppo, or ppo.gae")
+    parser.add_argument("--checks", **part, help="delete each check in turn")
+    asked = parser.parse_args(arguments)
+    importlib.import_module("tests.conftest")  # one thread, the same examples each time
+    if asked.file:
+        return importlib.import_module("tests.your_losses").main(Path(asked.file))
+    for kind in ("source", "checks"):
+        if getattr(asked, kind) is not None:
+            source_mutants = importlib.import_module("tests.source_mutants")
+            return source_mutants.main(kind, getattr(asked, kind))
+    return show_table()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Under its own name it is another module than the one that others import.
+    sys.exit(importlib.import_module("tests.mutants").main(sys.argv[1:]))

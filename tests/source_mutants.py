@@ -36,8 +36,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from minialign import logprobs
-from tests import golden, test_golden, test_refusals
-from tests.properties import owed
+from tests import golden, test_refusals
+from tests.entries import ENTRIES, called
+from tests.properties import common, vectors
 
 ALGORITHMS = Path(logprobs.__file__).parent / "algorithms"
 MODULES = ("logprobs", *sorted(path.stem for path in ALGORITHMS.glob("[a-z]*.py")))
@@ -70,8 +71,6 @@ EXPLAINED: dict[str, str] = {
         "logprobs_from_logits looks at it too, only after a forward pass for nothing"
     ),
     "logprobs.logprobs_from_logits: logits[..., 0] -> logits[..., -1]": SHAPE_ALONE,
-    "logprobs.logprobs_from_logits: every.gather(-1, targets[..., None])[..., 0] -> "
-    "every.gather(-1, targets[..., None])[..., -1]": ONE_ALONE,
     "dpo.ipo: h - 1 / (2 * beta) -> 1 / (2 * beta) - h": SQUARED,
     "dpo.make_pairs: ... 1, mixed).argsort(dim=1, descending=True, stable=True ... -> "
     "... 1, mixed).argsort(descending=True, stable=True ...": LAST_IS_1,
@@ -88,9 +87,6 @@ EXPLAINED: dict[str, str] = {
     "ppo.score_tokens: (every.exp() * every).sum(-1) -> "
     "(every.exp() * every).sum(1)": LAST_IS_1,
     "ppo.gae: r[:, 0] -> r[:, -1]": SHAPE_ALONE,
-    "ppo.whiten: _masked(mask, x=x)[0] -> _masked(mask, x=x)[-1]": ONE_ALONE,
-    "ppo.policy_loss: _masked(mask, advantages=advantages)[0] -> "
-    "_masked(mask, advantages=advantages)[-1]": ONE_ALONE,
     "ppo.value_loss: v - R -> R - v": SQUARED,
     "ppo.value_loss: near - R -> R - near": SQUARED,
     "ppo.explained_variance: R - v -> v - R": "a variance has no sign",
@@ -436,7 +432,7 @@ def mutants_of(
     tree: ast.FunctionDef, right: FunctionType, only: Callable = lambda node: True
 ) -> list[Mutant]:
     """All mutants of a function; `only` those of nodes that are asked for."""
-    name = test_refusals.called(right)
+    name = called(right)
     found = []
     known = Counter()
     for holder, key, above in list(places(tree)):
@@ -467,7 +463,7 @@ def mutants_of(
 def functions(part: str) -> Iterator[tuple[ast.FunctionDef, FunctionType]]:
     """Syntax tree and function: all, or those of a module, or one such as ppo.gae."""
     for name in MODULES:
-        module = test_golden.module_of(name)
+        module = vectors.module_of(name)
         for own, tree in syntax(module).items():
             if part in ("", name, f"{name}.{own}"):
                 yield tree, inspect.unwrap(getattr(module, own))
@@ -512,7 +508,7 @@ def golden_vectors(module: str) -> Iterator[Proof]:
     """Its functions' values and slopes, to 13 digits."""
     for name in golden.VECTORS:
         if name.startswith(f"{module}."):
-            check = partial(test_golden.check, name, test_golden.ours(name))
+            check = partial(vectors.check_cases, vectors.ours(name), name)
             yield f"golden: {name}", check
 
 
@@ -524,27 +520,23 @@ def refused(module: str) -> Iterator[Proof]:
 
 
 def legal(module: str) -> Iterator[Proof]:
-    """Calls at the edge of sense that name the module, and junk that a mask hides."""
+    """Calls at the edge of sense that name the module."""
     known = vars(test_refusals)
-    room = test_golden.module_of(module)
+    room = vectors.module_of(module)
     for name, (call, expected) in test_refusals.LEGAL.items():
         if any(known.get(each) is room for each in call.__code__.co_names):
             check = partial(test_refusals.test_legal, call, expected)
             yield f"refusals: legal, {name}", check
-    masked = test_refusals.test_junk_in_masked_slots_changes_nothing
-    for function in test_refusals.CALLS:
-        if belongs(function, module):
-            name = test_refusals.called(function)
-            yield f"refusals: junk, {name}", partial(masked, function)
 
 
 def properties(module: str) -> Iterator[Proof]:
-    """What its functions owe."""
-    for function, checks in owed.OWED.items():
-        if belongs(function, module):
-            for check in checks:
-                name = f"{test_refusals.called(function)}, {owed.name_of(check)}"
-                yield f"properties: {name}", partial(check, function)
+    """What its functions owe, but for the golden vectors."""
+    for entry in ENTRIES:
+        if belongs(entry.function, module):
+            for check in entry.properties:
+                if common.name_of(check) != "check_golden_vectors":
+                    name = f"properties: {entry.name}, {common.name_of(check)}"
+                    yield name, partial(check, entry.function)
 
 
 def evidence(module: str) -> Iterator[Proof]:

@@ -40,18 +40,20 @@ from minialign.model import GPT, GPTConfig
 from minialign.problems import Problem
 from minialign.sampling import Rollout, generate
 from minialign.tokenizer import Tokenizer, train_bpe
-
-TABLES = st.integers(1, 6).flatmap(
-    lambda n: st.lists(
-        st.lists(st.booleans(), min_size=n, max_size=n), min_size=2, max_size=4
-    )
+from tests.properties.evaluation import (
+    END,
+    PAD,
+    SCORES,
+    TABLES,
+    TINY,
+    answer_logprob,
+    every_answer,
+    mean,
+    rollout_of,
+    tiny,
 )
+
 CHANCES = st.floats(0, 1) | st.sampled_from([0.0, 0.5, 1.0])
-
-
-def mean(values):
-    values = list(values)
-    return sum(values) / len(values)
 
 
 def all_or_none(row):
@@ -128,15 +130,6 @@ def test_maj_at_k_by_hand(votes, k, expected):
 
 def test_nobody_agrees_with_a_gold_answer_of_none():
     assert maj_at_k([[None, 7]], ["no such answer"], 2) == [0.0]
-
-
-SCORES = st.integers(1, 6).flatmap(
-    lambda K: st.lists(
-        st.tuples(st.sampled_from([-1.0, 0.0, 0.1, 2.0]), st.floats(-5, 5)),
-        min_size=K,
-        max_size=K,
-    )
-)
 
 
 @given(SCORES, st.data())
@@ -445,56 +438,6 @@ def test_rates_of_zero_and_one_are_locked_until_smoothed():
 
 
 # --- measured KL, on every answer a small model can give
-
-END, PAD, STEPS = 2, 0, 3
-TINY = {"context": 8, "dim": 8, "layers": 1, "heads": 2, "kv_heads": 2, "hidden": 16}
-
-
-def tiny(seed, vocab_size=4):
-    config = GPTConfig(vocab_size=vocab_size, **TINY)
-    return GPT(config, torch.Generator().manual_seed(seed)).double()
-
-
-def rollout_of(rows, truncated, samples, temperature=1.0):
-    """A rollout with these (prompt, response) ids in its rows."""
-    T = max(len(prompt) + len(ids) for prompt, ids in rows)
-    tokens = torch.full((len(rows), T), PAD)
-    mask = torch.zeros(len(rows), T - 1, dtype=torch.bool)
-    for b, (prompt, ids) in enumerate(rows):
-        end = len(prompt) + len(ids)
-        tokens[b, :end] = torch.tensor([*prompt, *ids])
-        mask[b, len(prompt) - 1 : end - 1] = True
-    return Rollout(
-        tokens=tokens,
-        mask=mask,
-        logprobs=torch.zeros(mask.shape),
-        prompt_lengths=torch.tensor([len(prompt) for prompt, _ in rows]),
-        truncated=torch.tensor(truncated),
-        temperature=temperature,
-        samples=samples,
-    )
-
-
-def every_answer(prompts, temperature):
-    """A rollout of all answers to each prompt, and the ids of its rows."""
-    answers = [
-        (*body, last)
-        for length in range(STEPS)
-        for body in itertools.product((0, 1, 3), repeat=length)
-        for last in (range(4) if length == STEPS - 1 else (END,))
-    ]
-    rows = [(prompt, answer) for prompt in prompts for answer in answers]
-    truncated = [answer[-1] != END for _, answer in rows]
-    return rollout_of(rows, truncated, len(answers), temperature), rows
-
-
-def answer_logprob(model, prompt, answer, temperature):
-    with torch.no_grad():
-        hidden = model(torch.tensor([[*prompt, *answer]]))
-        logprobs = torch.log_softmax(model.logits(hidden)[0] / temperature, dim=-1)
-    return sum(
-        logprobs[len(prompt) + t - 1, token].item() for t, token in enumerate(answer)
-    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -911,9 +854,14 @@ def test_the_policy_gradient_is_the_slope_of_the_weighted_mean():
     config = GPTConfig(**TINY | {"vocab_size": 9, "context": 16})
     model = GPT(config, torch.Generator().manual_seed(0)).double()
     rollout = generate(
-        model, [[1, 2], [3]], eos_id=7, pad_id=8, max_new_tokens=5, samples=2,
+        model,
+        [[1, 2], [3]],
+        eos_id=7,
+        pad_id=8,
+        max_new_tokens=5,
+        samples=2,
         generator=torch.Generator().manual_seed(1),
-    )  # fmt: skip
+    )
     weights = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
     gradient = policy_gradient(model, rollout, weights)
 

@@ -1,14 +1,11 @@
-"""GRPO: its expected gradient by enumeration, its parts, and training."""
+"""GRPO: what turns its expected gradient, the value of its loss, and training."""
 
 import copy
 import math
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
 from minialign.algorithms import grpo
 from minialign.algorithms.grpo import (
@@ -22,12 +19,19 @@ from minialign.algorithms.grpo import (
     per_sequence,
     per_token,
 )
-from minialign.logprobs import kl_ratio_k3, probability_ratio
+from minialign.logprobs import kl_ratio_k3
 from minialign.sampling import generate
 from tests import enumeration as world
-from tests import strategies
 from tests.methods import METHODS
-from tests.properties import common, training
+from tests.properties import training
+from tests.properties.common import close, float64
+from tests.properties.policy_gradients import (
+    LOGITS,
+    REF_LOGPROBS,
+    REFERENCE,
+    REWARDS,
+    ascent,
+)
 from tests.toy import (
     PROBLEMS,
     TOKENIZER,
@@ -42,83 +46,36 @@ from tests.toy import (
 
 # Part 1: the expected gradient, over 15 responses (tests/enumeration.py)
 
-LOGITS, REFERENCE = world.random_logits(0), world.random_logits(1)
-REF_LOGPROBS = world.token_logprobs(REFERENCE)  # (15, 3)
-REWARDS = world.random_logits(2).flatten()[:15]  # any numbers will do
-VERDICTS = (REWARDS > 0.3).double()  # right or wrong
 
-
-def close(actual, expected, atol=1e-10):
-    expected = torch.as_tensor(expected, dtype=actual.dtype).expand_as(actual)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
-
-
-def ascent(advantage, reduction=by_constant, sign=1):
-    """(7, 3): what a group of two fresh answers moves the policy along: -E[∇ loss]."""
+def ascent_of_two(advantage, reduction=by_constant):
+    """(7, 3): what a group of two fresh answers moves the policy along."""
 
     def loss(rows, logprobs, mask):
         A = advantage(REWARDS[rows][None])[0]  # (2,)
         losses = clipped_loss(logprobs, logprobs.detach(), A, mask)
-        return sign * (reduction(mask, 4) * losses).sum()
+        return (reduction(mask, 4) * losses).sum()
 
-    return -world.expected_gradient(loss, LOGITS, 2)
-
-
-def ascent_of_groups(advantage, K, rewards):
-    """(7, 3): of K answers, each summed over its tokens; all tuples in one call."""
-    rows = torch.cartesian_prod(*[torch.arange(15)] * K)  # (15^K, K)
-    chance = world.probabilities(LOGITS)[rows].prod(1, keepdim=True)  # (15^K, 1)
-    weight = torch.zeros(15, dtype=torch.float64)
-    each = chance * advantage(rewards[rows]) / K  # (15^K, K)
-    weight.index_add_(0, rows.flatten(), each.flatten())
-    return world.gradient(lambda x: weight @ world.sequence_logprobs(x), LOGITS)
+    return ascent(loss, samples=2)
 
 
-def test_centred_by_a_constant_is_a_rescaling_of_the_true_gradient():
-    """PG-3, PG-6, X-3: by (K - 1)/K, for the answer is part of its own mean."""
+def test_centred_and_by_a_constant_it_rescales_the_true_gradient():
+    """PG-3, PG-6: by (K - 1)/K, for its own share, and by max_new_tokens."""
     expected = world.true_gradient(LOGITS, REWARDS)
-    close(ascent(centred_advantages), expected / 2 / 4)
-    for K in (2, 3, 4):
-        found = ascent_of_groups(centred_advantages, K, REWARDS)
-        close(found, (K - 1) / K * expected)
+    close(ascent_of_two(centred_advantages), expected / 2 / 4)
 
 
 def test_the_std_turns_the_gradient():
     """PG-4, negative control: of two answers only who is better is left."""
     expected = world.true_gradient(LOGITS, REWARDS)
-    assert world.cosine(ascent(group_advantages), expected) < 0.98
-    assert world.cosine(ascent(centred_advantages), expected) > 1 - 1e-12
-
-
-@pytest.mark.parametrize("K", [2, 3, 4])
-def test_of_right_or_wrong_the_std_only_weighs_the_problem(K):
-    """One problem with chance p: the gradient of p, times
-
-    Σ_c Bin(c; K, p) c (K - c) / K² / (s_c + 1e-4) / (p (1 - p)), s_c the sample std.
-    """
-    p = (world.probabilities(LOGITS) * VERDICTS).sum().item()
-    weight = 0.0
-    for c in range(1, K):
-        chance = math.comb(K, c) * p**c * (1 - p) ** (K - c)
-        std = math.sqrt(c * (K - c) / K / (K - 1))
-        weight += chance * c * (K - c) / K**2 / (std + 1e-4) / (p * (1 - p))
-    expected = weight * world.true_gradient(LOGITS, VERDICTS)
-    close(ascent_of_groups(group_advantages, K, VERDICTS), expected)
-    assert 0.2 < p < 0.8 and abs(weight - (K - 1) / K) > 0.1
+    assert world.cosine(ascent_of_two(group_advantages), expected) < 0.98
 
 
 @pytest.mark.parametrize("reduction", [per_sequence, per_token])
 def test_dividing_by_lengths_turns_the_gradient(reduction):
     """PG-5, negative control: these divisors depend on what the policy answered."""
     expected = world.true_gradient(LOGITS, REWARDS)
-    actual = ascent(centred_advantages, reduction)
+    actual = ascent_of_two(centred_advantages, reduction)
     assert 1 - world.cosine(actual, expected) > 1e-3
-    assert 1 - world.cosine(ascent(centred_advantages), expected) < 1e-12
-
-
-def test_a_flipped_sign_descends():
-    expected = world.true_gradient(LOGITS, REWARDS)
-    assert world.cosine(ascent(centred_advantages, sign=-1), expected) < -0.999
 
 
 def kl_gradient(term, reduction=by_constant):
@@ -131,380 +88,52 @@ def kl_gradient(term, reduction=by_constant):
     return world.expected_gradient(loss, LOGITS)
 
 
-def choice_by_choice(divergence):
-    """(7, 3): ∇ Σ_prefixes chance of coming by x divergence of the choice there."""
-    live = world.probabilities(LOGITS)[:, None].expand(15, 3)[world.MASK]
-    visits = torch.zeros(7, dtype=torch.float64)
-    visits.index_add_(0, world.STATES[world.MASK], live)
-
-    def total(logits):
-        policy, reference = logits.log_softmax(-1), REFERENCE.log_softmax(-1)
-        return (visits * divergence(policy, reference)).sum()
-
-    return world.gradient(total, LOGITS)
+def test_the_ratio_gives_k3_the_gradient_of_k2():
+    """KL-8, T46: that of KL(policy ‖ reference), where k3 alone has the other KL's."""
+    close(kl_gradient(kl_ratio_k3), kl_gradient(k2_term))
+    assert (kl_gradient(k3_term) - kl_gradient(k2_term)).abs().max() > 0.02
 
 
-def reverse(policy, reference):
-    return (policy.exp() * (policy - reference)).sum(-1)
-
-
-def forward(policy, reference):
-    return reverse(reference, policy)
-
-
-def nothing(policy, reference):
-    return 0.0 * policy.sum(-1)
-
-
-@pytest.mark.parametrize(
-    "term, divergence",
-    [
-        (k1_term, nothing),
-        (k2_term, reverse),
-        (k3_term, forward),
-        (kl_ratio_k3, reverse),
-    ],
-)
-def test_each_kl_term_has_the_gradient_it_claims(term, divergence):
-    """KL-5 to KL-9, T46: and none of them that of the KL over whole answers."""
-    close(kl_gradient(term), choice_by_choice(divergence))
+@pytest.mark.parametrize("term", [k1_term, k2_term, k3_term, kl_ratio_k3])
+def test_no_kl_term_has_the_gradient_of_the_kl_over_whole_answers(term):
+    """KL-9: each looks at its own choice, not at where the choice leads."""
     whole = world.gradient(lambda x: world.sequence_kl(x, REFERENCE), LOGITS)
     assert (kl_gradient(term) - whole).abs().max() > 0.02
-    # The control: divided by lengths, k1 has a gradient, the others have another one.
-    divided, claim = kl_gradient(term, per_sequence), choice_by_choice(divergence)
-    assert divided.norm() > 0.01
-    assert term is k1_term or 1 - world.cosine(divided, claim) > 1e-3
+
+
+@pytest.mark.parametrize("term", [k2_term, k3_term, kl_ratio_k3])
+def test_dividing_by_lengths_turns_the_gradient_of_a_kl_term(term):
+    divided = kl_gradient(term, per_sequence)
+    assert 1 - world.cosine(divided, kl_gradient(term)) > 1e-3
 
 
 def test_k1_divided_by_lengths_pays_for_length_whatever_the_reference():
-    """E[(1 / |y|) ∇ log π(y)] = ∇ E[1 / |y|]: descent makes answers longer."""
+    """E[(1 / |y|) ∇ log π(y)] = ∇ E[1 / |y|]: descent makes answers longer. Undivided
+    it has no gradient (KL-5)."""
     slope = world.gradient(
         lambda x: world.probabilities(x) @ (1 / world.MASK.sum(1).double()), LOGITS
     )
     close(kl_gradient(k1_term, per_sequence), 4 * slope)
+    assert slope.norm() > 0.1
 
 
-# Part 2: advantages, weights and the clip
-
-float64 = partial(torch.tensor, dtype=torch.float64)
-exact = partial(group_advantages, epsilon=0.0)
-
-
-def leave_one_out(rewards):
-    """RLOO, by the book: each minus the mean of the others."""
-    rows = []
-    for row in rewards.tolist():
-        others = [row[:i] + row[i + 1 :] for i in range(len(row))]
-        rows.append([r - sum(o) / len(o) for r, o in zip(row, others, strict=True)])
-    return float64(rows)
-
-
-def test_advantages_by_hand():
-    """The golden numbers: they tell K - 1 from K in the std (ADV-6)."""
-    rewards = float64([[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0]])
-    a, centred = math.sqrt(3) / 2, [[0.5, -0.5, -0.5, 0.5], [0.75, -0.25, -0.25, -0.25]]
-    close(exact(rewards), float64([[a, -a, -a, a], [1.5, -0.5, -0.5, -0.5]]))
-    close(centred_advantages(rewards), float64(centred))
-    std = math.sqrt(1 / 3)
-    close(group_advantages(rewards)[0], exact(rewards)[0] * std / (std + 1e-4))
-    close(exact(float64([[3.0, 1.0]])), float64([[1, -1]]) / math.sqrt(2))
-
-
-@settings(max_examples=25)
-@given(strategies.groups())
-def test_advantages_of_any_group(rewards):
-    """ADV-1, 4, 6, 7 and X-4."""
-    K = rewards.shape[1]
-    centred, scaled = centred_advantages(rewards), exact(rewards)
-    close(centred, (K - 1) / K * leave_one_out(rewards))
-    close(centred, scaled * rewards.std(1, keepdim=True))
-    unequal = rewards.amax(1) > rewards.amin(1)
-    close(scaled.sum(1), 0.0)
-    close(scaled.square().sum(1), torch.where(unequal, K - 1.0, 0.0))
-    assert scaled.abs().max() <= (K - 1) / math.sqrt(K) + 1e-9
-    assert (group_advantages(rewards).abs() <= scaled.abs() + 1e-12).all()
-
-
-@settings(max_examples=25)
-@given(strategies.groups(max_prompts=2), st.sampled_from([-3.0, 0.25, 40.0]))
-def test_advantages_know_their_own_group_only(rewards, number):
-    """ADV-5, ADV-8, T50: another group changes nothing, nor does a constant."""
-    for advantage in (centred_advantages, group_advantages):
-        own = advantage(rewards)
-        close(advantage(rewards[:1]), own[:1])
-        close(advantage(rewards.flip(1)), own.flip(1))
-        close(advantage(rewards + number), own)
-    close(centred_advantages(number * rewards), number * centred_advantages(rewards))
-    sign = math.copysign(1.0, number)
-    close(exact(number * rewards), sign * exact(rewards))
-    s = rewards.std(1, keepdim=True)  # (P, 1)
-    law = (s + 1e-4) / (s + 1e-4 / abs(number))
-    close(group_advantages(number * rewards), sign * group_advantages(rewards) * law)
-
-
-@pytest.mark.parametrize("value", [0.1, 123.456, 1 / 3, -7e-5, 0.0])
-@pytest.mark.parametrize("advantage", [centred_advantages, group_advantages, exact])
-def test_equal_rewards_give_exact_zeros(advantage, value):
-    """ADV-9, T51: in float32, where their mean is not their value."""
-    for K in range(2, 65):
-        zeros = advantage(torch.full((2, K), value))
-        assert (zeros == 0).all()
-
-
-def test_a_std_of_rounding_would_be_found():
-    """The negative control: the plain formula makes noise of unit size."""
-    rewards = torch.full((1, 7), 0.1)
-    plain = (rewards - rewards.mean(1)) / (rewards.std(1) + 1e-8)
-    assert plain.abs().max() > 0.1
-
-
-@pytest.mark.parametrize("shape", [(4,), (4, 1), (1, 2, 2), (0, 2), (2, 0), ()])
-def test_rewards_of_another_shape_are_refused(shape):
-    """ADV-12."""
-    for advantage in (centred_advantages, group_advantages):
-        case = {"rewards": torch.zeros(shape)}
-        common.assert_refused(advantage, case, ValueError, f"{shape}", ["rewards"])
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_rewards_and_epsilon_must_be_finite(bad):
-    case = {"rewards": float64([[0.0, bad]])}
-    common.assert_refused(group_advantages, case, ValueError, "bad", ["rewards"])
-    for epsilon in (bad, -1e-9):
-        with pytest.raises(ValueError, match="epsilon: got"):
-            group_advantages(float64([[0.0, 1.0]]), epsilon)
-    for dtype in (torch.int64, torch.bfloat16):
-        with pytest.raises(TypeError, match="rewards"):
-            centred_advantages(torch.zeros((1, 2), dtype=dtype))
-
-
-def test_no_gradient_through_the_advantages():
-    rewards = float64([[0.0, 1.0]]).requires_grad_()
-    assert not group_advantages(rewards).requires_grad
-    assert not centred_advantages(rewards).requires_grad
-
-
-MASK = torch.tensor([[False, True, True, True], [True, False, False, False]])
-
-
-def test_weights_by_hand():
-    """Answers of 3 and 1 tokens: each answer 1/2, or each token 1/4, or 1/(2 x 10)."""
-    close(per_sequence(MASK, 10)[0], float64([0, 1, 1, 1]) / 6)
-    close(per_sequence(MASK, 10)[1], float64([1, 0, 0, 0]) / 2)
-    close(per_token(MASK, 10), MASK.double() / 4)
-    close(by_constant(MASK, 10), MASK.double() / 20)
-
-
-@settings(max_examples=25)
-@given(strategies.shapes().flatmap(strategies.masks))
-def test_weights_of_any_mask(mask):
-    """C-3, C-5, C-12: what is reduced is 1 everywhere; dead rows count nowhere."""
-    rows, live = mask.any(1).double(), mask.sum(1).double()
-    B = rows.sum()
-    close(per_sequence(mask, 9).sum(1), rows / B)
-    close(per_token(mask, 9).sum(1), live / live.sum())
-    close(by_constant(mask, 9).sum(1), live / B / 9)
-    for reduction in (per_sequence, per_token, by_constant):
-        weights = reduction(mask, 9)
-        assert weights.dtype == torch.float64 and (weights[~mask] == 0).all()
-        close(reduction(mask.flip(0), 9), weights.flip(0))
-        close(reduction(torch.cat((mask, mask)), 9), torch.cat((weights, weights)) / 2)
+# Part 2: the value of the loss
 
 
 def test_the_value_of_the_first_loss():
     """ADV-10: 0 by sequence, not by token, and its gradient is not 0."""
+    mask = torch.tensor([[False, True, True, True], [True, False, False, False]])
     A = centred_advantages(float64([[1.0, 0.0]]))[0]
-    logprobs = (-MASK.double()).requires_grad_()
-    losses = clipped_loss(logprobs, logprobs.detach(), A, MASK)
-    by_sequence = (per_sequence(MASK, 10) * losses).sum()
+    logprobs = (-mask.double()).requires_grad_()
+    losses = clipped_loss(logprobs, logprobs.detach(), A, mask)
+    by_sequence = (per_sequence(mask, 10) * losses).sum()
     close(by_sequence, 0.0)
-    close((per_token(MASK, 10) * losses).sum(), -(3 * 0.5 - 1 * 0.5) / 4)
+    close((per_token(mask, 10) * losses).sum(), -(3 * 0.5 - 1 * 0.5) / 4)
     (slope,) = torch.autograd.grad(by_sequence, logprobs)
     close(slope[0], -float64([0, 1, 1, 1]) / 12)
 
 
-CASES = strategies.batches(
-    logprobs=strategies.logprobs,
-    old_logprobs=strategies.logprobs,
-    rows=("advantages",),
-)
-CASE = {
-    "logprobs": float64([[-0.5, -1.5, -2.0], [-0.1, -3.0, -9.0]]),
-    "old_logprobs": float64([[-0.4, -2.5, -2.1], [-0.6, -2.0, -0.5]]),
-    "advantages": float64([2.0, -1.0]),
-    "mask": torch.tensor([[True, True, True], [True, True, False]]),
-}
-
-
-def test_the_clip_by_hand():
-    """Ratios e^-0.1, e^1 and e^0.1 for A = 2; e^0.5 and e^-1 for A = -1."""
-    losses = clipped_loss(**CASE, eps_low=0.2, eps_high=0.3)
-    first = [-2 * math.exp(-0.1), -2 * 1.3, -2 * math.exp(0.1)]
-    close(losses, float64([first, [math.exp(0.5), 0.8, 0.0]]))
-
-
-def test_the_clip_owes_what_every_loss_owes():
-    """C-1 to C-11, PPO-8."""
-    common.check_mask_is_inert(clipped_loss, CASES)
-    common.check_permutation(clipped_loss, CASES)
-    common.check_shapes_refused(clipped_loss, CASE)
-    common.check_no_gradient_to(clipped_loss, CASES, ["advantages", "old_logprobs"])
-    wide = partial(clipped_loss, eps_low=1.0, eps_high=1e9)
-    common.check_gradient_reaches(wide, CASE)
-    common.check_pure(clipped_loss, CASES)
-    # Of whole numbers, so that float32 does not fall on the other side of a kink.
-    common.check_dtype(wide, CASES)
-    options = {str(e): partial(clipped_loss, eps_low=e, eps_high=f) for e, f in EPS}
-    common.check_option_matters(
-        {e: lambda o=o, **case: o(**case).sum() for e, o in options.items()}, CASE
-    )
-
-
-EPS = [(0.2, 0.2), (0.1, 0.3), (0.3, 0.1), (1.0, 1e9)]
-
-
-def by_multiplication(logprobs, old_logprobs, advantages, mask):
-    """nan * 0 is nan."""
-    ratio = (logprobs - old_logprobs.detach()).exp()
-    A = advantages.detach()[:, None]
-    return -torch.minimum(ratio * A, ratio.clamp(0.8, 1.2) * A) * mask
-
-
-def masked_after(logprobs, old_logprobs, advantages, mask):
-    """The value is right and the gradient nan."""
-    return torch.where(mask, by_multiplication(**locals()), 0.0)
-
-
-@pytest.mark.parametrize("wrong", [by_multiplication, masked_after])
-def test_a_mask_after_the_arithmetic_would_be_found(wrong):
-    assert common.refutes(common.check_mask_is_inert, wrong, CASES)
-
-
-def check_quadrants(loss):
-    """PPO-3, PPO-4: value and gradient for either sign of A on all sides of the band.
-
-    No gradient where A > 0 and ratio > 1 + eps_high or A < 0 and ratio < 1 - eps_low,
-    else -ratio A; and never less than without the clip.
-    """
-
-    @common.forall(CASES, 40)
-    def holds(case):
-        old = case["old_logprobs"]
-        # Near the old ones, where the band is; and away from its edges.
-        logprobs = (old + 0.1 * case["logprobs"] + 0.4).clamp(max=0.0)
-        ratio = (logprobs - old).exp()
-        assume(
-            ((ratio - 1.4).abs() > 1e-6).all() and ((ratio - 0.8).abs() > 1e-6).all()
-        )
-        case = {**case, "logprobs": logprobs}
-        value, slopes = common.value_and_gradients(summed(loss), case)
-        A = case["advantages"][:, None].expand_as(ratio)
-        flat = ((A > 0) & (ratio > 1.4)) | ((A < 0) & (ratio < 0.8))
-        live = case["mask"]
-        close(slopes["logprobs"], torch.where(flat | ~live, 0.0, -ratio * A))
-        edge = torch.where(A > 0, 1.4, 0.8).double().round(decimals=1)
-        close(value, -torch.where(live, torch.where(flat, edge, ratio) * A, 0.0).sum())
-        assert value >= -(ratio * A)[live].sum() - 1e-9
-
-    holds()
-
-
-def summed(loss):
-    return lambda **case: loss(**case, eps_low=0.2, eps_high=0.4).sum()
-
-
-def test_where_the_clip_lets_go():
-    check_quadrants(clipped_loss)
-
-
-def variant(combine):
-    """A wrong clip, right in all else."""
-
-    def loss(logprobs, old_logprobs, advantages, mask, eps_low, eps_high):
-        ratio = probability_ratio(logprobs, old_logprobs, mask)
-        A = torch.where(mask, advantages[:, None], 0.0)
-        return -combine(ratio, A, eps_low, eps_high)
-
-    return loss
-
-
-@pytest.mark.parametrize(
-    "combine",
-    [
-        lambda r, A, low, high: r * A,
-        lambda r, A, low, high: r.clamp(1 - low, 1 + high) * A,
-        lambda r, A, low, high: torch.maximum(r * A, r.clamp(1 - low, 1 + high) * A),
-        lambda r, A, low, high: torch.minimum(r * A, r.clamp(1 - high, 1 + low) * A),
-        lambda r, A, low, high: torch.minimum(r * A, r.clamp(max=1 + high) * A),
-        lambda r, A, low, high: torch.minimum(r * A, r.clamp(min=1 - low) * A),
-        lambda r, A, low, high: -torch.minimum(r * A, r.clamp(1 - low, 1 + high) * A),
-        lambda r, A, low, high: torch.minimum(r, r.clamp(1 - low, 1 + high)) * A,
-    ],
-    ids=["none", "blind", "max", "swapped", "upper", "lower", "sign", "ratio"],
-)
-def test_wrong_clips_are_found(combine):
-    assert common.refutes(check_quadrants, variant(combine))
-
-
-@settings(max_examples=25)
-@given(CASES, st.sampled_from([0.25, 3.0]))
-def test_without_a_clip_it_is_the_ratio(case, c):
-    """PPO-5: eps to infinity; a shift of both log-probs cancels; linear in A > 0."""
-    loss = partial(clipped_loss, eps_low=1.0, eps_high=1e9)
-    A, logprobs, old = case["advantages"], case["logprobs"], case["old_logprobs"]
-    expected = -torch.where(case["mask"], (logprobs - old).exp() * A[:, None], 0.0)
-    torch.testing.assert_close(loss(**case), expected, rtol=1e-9, atol=1e-10)
-    shifted = {**case, "logprobs": logprobs - c, "old_logprobs": old - c}
-    for a, b in ((loss, 1e-9), (clipped_loss, 1e-9)):
-        torch.testing.assert_close(a(**shifted), a(**case), rtol=b, atol=1e-10)
-        scaled = a(**{**case, "advantages": c * A})
-        torch.testing.assert_close(scaled, c * a(**case), rtol=b, atol=1e-10)
-
-
-def test_the_gradient_is_that_of_the_value():
-    """PPO-7, away from the kinks."""
-    leaf = CASE["logprobs"].clone().requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda x: clipped_loss(**{**CASE, "logprobs": x}), leaf
-    )
-
-
-def test_extreme_log_probs():
-    """A token that has all but vanished: ratio 0, the clip binds below. T = 1."""
-    one = torch.ones((1, 1), dtype=torch.bool)
-    for A, value in ((1.0, 0.0), (-1.0, 0.8)):
-        leaf = float64([[-1000.0]]).requires_grad_()
-        loss = clipped_loss(leaf, float64([[-1.0]]), float64([A]), one)
-        close(loss, value)
-        assert torch.autograd.grad(loss.sum(), leaf)[0].item() == 0
-    case = {"logprobs": float64([[-1.0]]), "old_logprobs": float64([[-1000.0]])}
-    case |= {"advantages": float64([0.0]), "mask": one}
-    names = ["logprobs - old_logprobs"]
-    common.assert_refused(clipped_loss, case, ValueError, "a ratio of inf", names)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", ["logprobs", "old_logprobs", "advantages"])
-def test_what_is_not_finite_is_refused(name, bad):
-    case = {**CASE, name: CASE[name].clone()}
-    case[name][1] = bad
-    common.assert_refused(clipped_loss, case, ValueError, f"{bad}", [name])
-
-
-def test_probabilities_above_1_and_empty_batches_are_refused():
-    case = {**CASE, "logprobs": -CASE["logprobs"]}
-    common.assert_refused(clipped_loss, case, ValueError, "above 0", ["logprobs"])
-    case = {**CASE, "mask": torch.zeros_like(CASE["mask"])}
-    common.assert_refused(clipped_loss, case, ValueError, "no live token", ["mask"])
-
-
-@pytest.mark.parametrize("eps", [(0.0, 0.2), (1.1, 0.2), (0.2, 0.0), (math.nan, 0.2)])
-def test_a_band_that_is_none_is_refused(eps):
-    with pytest.raises(ValueError, match="eps_low, eps_high: got"):
-        clipped_loss(**CASE, eps_low=eps[0], eps_high=eps[1])
-
-
-# Part 3: training, in a world where the answers are "y" and "no"
+# Training, in a world where the answers are "y" and "no"
 
 METHOD = METHODS["grpo"]
 CONFIG = METHOD.config

@@ -402,13 +402,24 @@ def test_one_fresh_step_of_rejection_sampling_is_reinforce():
 # X-6 and its like: through `train`, on a tiny GPT that answers "y" or "no"
 
 COMMON = {
-    "updates": 3, "prompts": 2, "samples": 4, "max_new_tokens": 3, "lr": 1e-2,
-    "warmup": 2, "micro_batch": 5,
-}  # fmt: skip
+    "updates": 3,
+    "prompts": 2,
+    "samples": 4,
+    "max_new_tokens": 3,
+    "lr": 1e-2,
+    "warmup": 2,
+    "micro_batch": 5,
+}
 PLAIN = ppo.PPOConfig(
-    **COMMON, epochs=1, minibatches=1, gamma=1.0, lam=1.0, beta=0.0, entropy_coef=0.0,
+    **COMMON,
+    epochs=1,
+    minibatches=1,
+    gamma=1.0,
+    lam=1.0,
+    beta=0.0,
+    entropy_coef=0.0,
     kl_stop=None,
-)  # fmt: skip
+)
 
 
 class Silent(torch.nn.Module):

@@ -2,19 +2,18 @@
 
 import ast
 import re
+import subprocess
+import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# A room imports only rooms to its left.
-ORDER = """families problems tokenizer model logprobs sampling rewards evaluation
-checkpoint plotting algorithms course"""
-ROOMS = ORDER.split()
+STANDARD = set(sys.stdlib_module_names)
 PACKAGES = {"torch", "numpy", "tiktoken", "matplotlib", "tqdm"}
-ALGORITHMS = sorted(
-    path for path in (ROOT / "minialign/algorithms").glob("[a-z]*.py")
-)
+ALGORITHMS = sorted(path for path in (ROOT / "minialign/algorithms").glob("[a-z]*.py"))
+FOLDERS = [ROOT / name for name in ("minialign", "lessons", "tests")]
 LESSONS = sorted((ROOT / "lessons").glob("[0-9]*.py"))
 
 
@@ -29,39 +28,39 @@ def imports(path: Path) -> list[tuple[str, bool]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: relative import"
             found += [
-                (f"{node.module}.{alias.name}", id(node) in top)
-                for alias in node.names
+                (f"{node.module}.{alias.name}", id(node) in top) for alias in node.names
             ]
     return found
 
 
-def room_of(name: str) -> str | None:
-    parts = name.split(".")
-    return parts[1] if parts[0] == "minialign" and len(parts) > 1 else None
+def room_of(path: Path) -> str:
+    """The file or folder of minialign/ that this file belongs to."""
+    return path.relative_to(ROOT / "minialign").parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "minialign").glob("**/*.py")), ids=lambda p: p.stem
-)
-def test_a_room_imports_only_rooms_before_it(path):
-    own = path.relative_to(ROOT / "minialign").parts[0].removesuffix(".py")
-    known = [r for r in ROOMS if r in ROOMS[: ROOMS.index(own)]] if own in ROOMS else []
-    for name, at_top in imports(path):
-        first = name.split(".")[0]
-        assert first not in ("lessons", "tests"), f"{path.name} imports {name}"
-        if first == "minialign":
-            # A script's main() may reach across for its input; the module may not.
-            assert room_of(name) in known or not at_top, f"{path.name} imports {name}"
-        else:
-            assert first in PACKAGES or first in STANDARD, f"{path.name}: {name}"
+SOURCES = sorted((ROOT / "minialign").glob("**/*.py"))
 
 
-STANDARD = set(__import__("sys").stdlib_module_names)
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
+def test_the_library_stands_on_the_fixed_packages_alone(path):
+    """It never imports lessons or tests, and an algorithm never imports another."""
+    for name, _ in imports(path):
+        first, *rest = name.split(".")
+        assert first in {"minialign", *PACKAGES, *STANDARD}, f"{path.name}: {name}"
+        if path in ALGORITHMS:
+            assert rest[:1] != ["algorithms"], f"{path.name} imports {name}"
 
 
-def test_every_room_is_on_the_list():
-    there = {p.stem for p in (ROOT / "minialign").glob("[a-z]*.py")} | {"algorithms"}
-    assert there == set(ROOMS)
+def test_no_room_imports_a_room_that_imports_it():
+    """By way of others neither. A script's main() may reach across for its input."""
+    needs = {room_of(path): set() for path in SOURCES}
+    for path in SOURCES:
+        for name, at_top in imports(path):
+            parts = name.split(".")
+            if at_top and parts[0] == "minialign" and parts[1] != room_of(path):
+                needs[room_of(path)].add(parts[1])
+    order = list(TopologicalSorter(needs).static_order())  # raises where there is none
+    assert order[-1] == "course" and set(order) == needs.keys()
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
@@ -74,40 +73,37 @@ def test_a_lesson_imports_no_lesson(path):
 @pytest.mark.parametrize("path", ALGORITHMS, ids=lambda p: p.stem)
 def test_an_algorithm_file_is_whole_and_alike(path):
     text = path.read_text(encoding="utf-8")
-    steps = re.findall(r"^ +# ([1-5])\. (\w+)", text, re.MULTILINE)
-    order = ["draw", "score", "compare", "update", "report"]
-    assert steps == [(str(i + 1), word) for i, word in enumerate(order)]
-    assert len(text.splitlines()) <= (350 if path.stem == "ppo" else 250)
+    steps = re.findall(r"^ +# [1-5]\. (\w+)", text, re.MULTILINE)
+    assert steps == ["draw", "score", "compare", "update", "report"]
     assert "Lesson: lessons/" in text and "Source: " in text
     assert list((ROOT / "lessons").glob(f"[0-9][0-9]_{path.stem}.py"))
     assert (ROOT / "tests" / f"test_{path.stem}.py").exists()
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
-def test_a_lesson_has_its_parts_and_short_cells(path):
+def test_a_lesson_has_its_parts(path):
     text = path.read_text(encoding="utf-8")
-    cells = re.split(r"^# %%.*$", text, flags=re.MULTILINE)[1:]
-    for cell in cells:
-        assert len(cell.strip().splitlines()) <= 25, f"long cell:\n{cell[:400]}"
+    assert re.search(r"^# %%", text, re.MULTILINE)
     assert "my_guess = " in text and "**Question.**" in text
-    assert 100 <= len(text.splitlines()) <= 430
     assert (ROOT / "figures" / f"{path.stem}.png").exists()
     assert (ROOT / "figures" / f"{path.stem}.json").exists()
 
 
 def test_lines_are_short():
-    for path in ROOT.glob("**/*.py"):
-        if ".venv" in path.parts:
-            continue
+    for path in (path for folder in FOLDERS for path in folder.glob("**/*.py")):
         for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
             assert len(line) <= 88, f"{path}:{number} has {len(line)} columns"
 
 
 def test_the_top_level_is_fixed():
+    """What is in the repository; a reader's own files, such as a venv, are not."""
+    command = ["git", "ls-tree", "--name-only", "HEAD"]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if out.returncode:
+        pytest.skip("this is no git repository")
     allowed = {"README.md", "requirements.txt", "minialign", "lessons", "tests"}
     allowed |= {"data", "figures"}
-    there = {p.name for p in ROOT.iterdir() if not p.name.startswith(".")}
-    assert there <= allowed
+    assert {name for name in out.stdout.split() if name[0] != "."} == allowed
 
 
 def test_no_named_encoding_is_ever_asked_for():

@@ -11,46 +11,17 @@ from hypothesis import strategies as st
 
 from minialign.model import GPT, GPTConfig, KVCache, ScalarHead
 from tests.properties.common import E64
+from tests.properties.sampling import TINY, ids, make, pad_left
 
-V = 11
-TINY = GPTConfig(vocab_size=V, context=20, dim=16, layers=2, hidden=24)
+V = TINY.vocab_size
 CONFIGS = [TINY, replace(TINY, kv_heads=2), replace(TINY, kv_heads=1, tied=True)]
 NAMES = ["multi-head", "grouped", "one kv head, tied"]
 EVERY = pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
 
 
-def make(config=CONFIGS[0], seed=0):
-    """A float64 model whose logits are far from uniform and whose norms do something"""
-    # Not .double() afterwards, which would leave the tables of RoPE rounded.
-    torch.set_default_dtype(torch.float64)
-    model = GPT(config, torch.Generator().manual_seed(seed))
-    torch.set_default_dtype(torch.float32)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() == 1:
-                weight.copy_(torch.linspace(0.5, 1.5, len(weight)))
-            else:
-                weight.mul_(3.0)
-    return model
-
-
-def ids(*shape, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, V, shape, generator=generator)
-
-
 def logits(model, tokens, cache=None, padding=None):
     with torch.no_grad():
         return model.logits(model(tokens, cache, padding))
-
-
-def pad_left(tokens, padding, pad_id=0):
-    """Row b of `tokens`, with padding[b] pads before it and as many as fit after it."""
-    T = tokens.shape[1] + max(padding)
-    out = torch.full((len(tokens), T), pad_id)
-    for b, n in enumerate(padding):
-        out[b, n : n + tokens.shape[1]] = tokens[b]
-    return out
 
 
 def differ(a, b, by=1e-3):

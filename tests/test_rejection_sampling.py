@@ -1,4 +1,7 @@
-"""Rejection sampling: its expected gradient, best-of-n, selections, loss, training."""
+"""Rejection sampling: what a step follows, the law of best-of-n, and training.
+
+What each function owes: entries.py.
+"""
 
 import copy
 import itertools
@@ -14,24 +17,20 @@ from hypothesis import strategies as st
 
 from minialign import evaluation, sampling
 from minialign.algorithms import rejection_sampling as rs
-from minialign.algorithms.reinforce import reinforce_loss
 from minialign.algorithms.rejection_sampling import (
     best_of_n_accuracy,
     best_of_n_kl,
-    collate,
     keep_all,
     keep_latest,
     likelihood_loss,
     select_best,
-    select_random,
     select_right,
     select_top,
 )
-from minialign.algorithms.sft import sft_loss
 from tests import enumeration as world
-from tests import strategies
 from tests.methods import METHODS
-from tests.properties import common, training
+from tests.properties import training
+from tests.properties.common import close
 from tests.toy import (
     TOKENIZER,
     always,
@@ -44,19 +43,12 @@ from tests.toy import (
     stretched,
 )
 
-SELECTIONS = [select_right, select_best, select_top, select_random]
-
-# Part 1: what one step follows, over 15 responses (tests/enumeration.py)
+# What one step follows, over 15 responses (tests/enumeration.py)
 
 LOGITS = world.random_logits(0)
 RIGHT = (torch.arange(15) % 4 == 1).double()  # (15,) 0 or 1, of all lengths
 PAID = world.random_logits(2).flatten()[:15].abs()  # (15,) any numbers above 0
 CHANCE = (world.probabilities(LOGITS) * RIGHT).sum()  # of a right answer
-
-
-def close(actual, expected, atol=1e-10):
-    expected = torch.as_tensor(expected, dtype=actual.dtype).expand_as(actual)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
 
 
 def ascent(weigh, samples=1, count=None, **more):
@@ -76,22 +68,6 @@ def kept_by(select, rewards=RIGHT):
         return select(rewards[rows][None], lengths, generator())[0].double()
 
     return weigh
-
-
-@pytest.mark.parametrize("samples", [1, 2])
-@pytest.mark.parametrize("rewards", [RIGHT, PAID])
-def test_weighted_by_rewards_it_is_reinforce(rewards, samples):
-    """One on-policy step has the gradient of E[r], as REINFORCE's has: no bias."""
-    expected = world.true_gradient(LOGITS, rewards)
-    close(ascent(lambda rows: rewards[rows], samples), expected)
-    assert expected.norm() > 0.05
-
-    def same(rows, logprobs, mask):
-        ours = likelihood_loss(logprobs, rewards[rows], mask)
-        assert torch.equal(ours, reinforce_loss(logprobs, rewards[rows], mask))
-        return ours
-
-    close(-world.expected_gradient(same, LOGITS, samples), expected)
 
 
 @pytest.mark.parametrize("samples", [1, 2])
@@ -139,7 +115,7 @@ def test_rejection_sampling_to_the_end_is_best_of_n():
     assert away.norm() > 0.05
 
 
-# Best of n: its exact law
+# The law of best-of-n
 
 
 def best_law(rewards, n, seed=0):
@@ -203,12 +179,14 @@ def test_the_law_of_best_of_n(p, n):
 
 
 def test_best_of_n_by_hand():
-    """p = 1/2, n = 2: 3/4, and 3/4 log 3/2 + 1/4 log 1/2 = 0.130812; 0 at p = 0, 1."""
-    p = np.array([[0.0, 0.5], [1.0, 0.5]])
-    assert best_of_n_accuracy(p, 2).tolist() == [[0.0, 0.75], [1.0, 0.75]]
-    assert best_of_n_kl(p, 2) == pytest.approx(np.array([[0, 0.130812], [0, 0.130812]]),
-                                               abs=1e-6)  # fmt: skip
-    assert math.log(2) - 1 / 2 > 0.193  # the bound: half as much again
+    """p = 1/2, n = 2: 3/4, and 3/4 log 3/2 + 1/4 log 1/2, of which the famous bound is
+    half as much again; 0 at p = 0, 1."""
+    p = np.array([0.0, 0.5, 1.0])
+    assert best_of_n_accuracy(p, 2).tolist() == [0.0, 0.75, 1.0]
+    kl = best_of_n_kl(p, 2)
+    assert kl == pytest.approx(np.array([0.0, 0.130812, 0.0]), abs=1e-6)
+    bound = math.log(2) - 1 / 2
+    assert 1.4 * kl[1] < bound < 1.6 * kl[1]
 
 
 def test_best_of_n_is_on_the_frontier_of_its_own_problem():
@@ -228,84 +206,7 @@ def test_the_estimate_of_best_of_n_is_unbiased():
         assert chance @ estimate == pytest.approx(best_of_n_accuracy(p, n))
 
 
-@pytest.mark.parametrize("p, n", [(-0.1, 2), (1.1, 2), (math.nan, 2), (0.5, 0)])
-def test_best_of_n_refuses(p, n):
-    for law in (best_of_n_accuracy, best_of_n_kl):
-        with pytest.raises(ValueError, match="best_of_n"):
-            law(p, n)
-
-
-# Part 2: selections
-
-GROUPS = strategies.groups()
-
-
-def lengths_for(rewards, seed=1):
-    return torch.randint(1, 30, rewards.shape, generator=generator(seed))
-
-
-def chosen(select, rewards, seed=0):
-    return select(rewards, lengths_for(rewards), generator(seed))
-
-
-@settings(max_examples=30)
-@given(GROUPS, st.integers(0, 9))
-def test_what_is_kept(rewards, seed):
-    right, best, top, lots = (chosen(s, rewards, seed) for s in SELECTIONS)
-    P = len(rewards)
-    for kept in (right, best, top, lots):
-        assert kept.shape == rewards.shape and kept.dtype == torch.bool
-    assert right.tolist() == [[r > 0 for r in row] for row in rewards.tolist()]
-    answered = right.any(1)
-    assert torch.equal(best.sum(1), answered.long())  # BON-6: exactly one
-    assert (rewards[best] == rewards.amax(1)[answered]).all()
-    assert top.sum() == min(P, int(right.sum())) and (rewards[top] > 0).all()
-    left = rewards[right & ~top]
-    assert not len(left) or not top.any() or left.max() <= rewards[top].min()
-    lengths = lengths_for(rewards)
-    wanted, held = lengths[right].sum(), lengths[lots].sum()
-    assert wanted <= held
-    assert not lots.any() or held - lengths[lots].max() < wanted
-
-
-@settings(max_examples=30)
-@given(GROUPS, st.integers(0, 9))
-def test_selection_looks_at_ranks_and_at_what_is_above_0(rewards, seed):
-    """BON-4, RAFT-2: any increasing map that leaves 0 where it is changes nothing."""
-    for select in SELECTIONS:
-        expected = chosen(select, rewards, seed)
-        for change in (lambda r: r**3, lambda r: 7 * r, lambda r: torch.expm1(r)):
-            assert torch.equal(chosen(select, change(rewards), seed), expected)
-
-
-@settings(max_examples=30)
-@given(st.permutations(range(-3, 9)))
-def test_selection_does_not_care_who_comes_first(order):
-    """RAFT-2: without ties the same answers are kept in any order."""
-    rewards = torch.tensor(order).double().view(3, 4)
-    for select in (select_right, select_best, select_top):
-        kept = select(rewards, lengths_for(rewards), generator())
-        again = select(rewards.flip(1), lengths_for(rewards), generator(3))
-        assert torch.equal(again.flip(1), kept)
-        again = select(rewards.flip(0), lengths_for(rewards), generator(3))
-        assert torch.equal(again.flip(0), kept)
-
-
-@pytest.mark.parametrize("select", [select_best, select_top, select_random])
-def test_ties_are_broken_by_lot(select):
-    """Of 3 equals in 4,000 groups each is taken as often, within 6 sigma."""
-    rewards = torch.tensor([[0.0, 1.0, 1.0, 1.0]]).expand(4000, -1)
-    lengths = torch.ones_like(rewards, dtype=torch.int64)
-    times = select(rewards, lengths, generator()).sum(0).tolist()
-    equals = times if select is select_random else times[1:]
-    assert equals is times or times[0] == 0
-    n, p = sum(times), 1 / len(equals)
-    assert n == (12000 if select is select_random else 4000)
-    # The numbers taken of each column; their spread is at most binomial.
-    assert all(abs(x - n * p) < 6 * math.sqrt(n * p * (1 - p)) for x in equals)
-    repeat = select(rewards, lengths, generator()).sum(0).tolist()
-    other = select(rewards, lengths, generator(1)).sum(0).tolist()
-    assert repeat == times != other
+# Selections, side by side
 
 
 def test_easy_problems_fill_the_top_and_not_the_best():
@@ -320,163 +221,7 @@ def test_easy_problems_fill_the_top_and_not_the_best():
     assert 20 < hard[select_top] < 90  # 2 of 8 right answers: 1/4 of 200, 6 sigma
 
 
-def test_nothing_right_keeps_nothing():
-    rewards = torch.tensor([[0.0, 0.0], [-1.0, 0.0]])
-    for select in SELECTIONS:
-        assert not chosen(select, rewards).any()
-
-
-@pytest.mark.parametrize("select", SELECTIONS)
-def test_selections_refuse(select):
-    """BON-6: nan compares with nothing; and shapes must be (P, K)."""
-    rewards = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    for bad in (math.nan, math.inf):
-        broken = rewards.clone()
-        broken[1, 1] = bad
-        with pytest.raises(ValueError, match="rewards must be"):
-            chosen(select, broken)
-    with pytest.raises(ValueError, match="rewards must be"):
-        chosen(select, rewards.flatten())
-    with pytest.raises(ValueError, match="lengths has shape"):
-        select(rewards, lengths_for(rewards)[:, :1], generator())
-    with pytest.raises(ValueError, match="rewards is empty"):
-        chosen(select, rewards[:0])
-
-
-def test_selections_are_pure():
-    for select in SELECTIONS:
-        common.check_pure(
-            lambda rewards, lengths, select=select: select(
-                rewards, lengths, generator()
-            ),
-            GROUPS.map(lambda r: {"rewards": r, "lengths": lengths_for(r)}),
-        )
-
-
-def test_pools():
-    a, b = [([1], [2])], [([3], [4, 5])]
-    assert keep_latest(a, b) == b and keep_all(a, b) == a + b and len(a) == len(b) == 1
-
-
-def test_collating_by_hand():
-    """Slot s scores the choice of token s + 1; EOS is a token like any other."""
-    tokens, mask = collate([([5, 6, 7], [8]), ([5], [9, 2])], pad_id=0)
-    assert tokens.tolist() == [[5, 6, 7, 8], [5, 9, 2, 0]]
-    assert mask.tolist() == [[False, False, True], [True, True, False]]
-
-
-# Part 3: the loss
-
-float64 = partial(torch.tensor, dtype=torch.float64)
-CASES = strategies.batches(logprobs=strategies.logprobs, rows=("weights",))
-CASE = {
-    "logprobs": float64([[-0.5, -1.5, -2.0], [-0.1, -3.0, -9.0]]),
-    "weights": float64([2.0, 1.0]),
-    "mask": torch.tensor([[True, True, True], [True, True, False]]),
-}
-
-
-def test_loss_by_hand():
-    """-(2 (-0.5 - 1.5 - 2) + (-0.1 - 3)) / 2, and -w / 2 for every live token."""
-    leaf = CASE["logprobs"].clone().requires_grad_()
-    loss = likelihood_loss(leaf, CASE["weights"], CASE["mask"])
-    close(loss, 5.55)
-    (slope,) = torch.autograd.grad(loss, leaf)
-    assert slope.tolist() == [[-1.0, -1.0, -1.0], [-0.5, -0.5, 0.0]]
-    close(likelihood_loss(**CASE, count=5), 2.22)
-
-
-def test_the_loss_owes_what_every_loss_owes():
-    """C-1 to C-12."""
-    common.check_mask_is_inert(likelihood_loss, CASES)
-    common.check_microbatches(likelihood_loss, CASES, common.live_rows)
-    common.check_permutation(likelihood_loss, CASES)
-    common.check_shapes_refused(likelihood_loss, CASE)
-    common.check_no_gradient_to(likelihood_loss, CASES, ["weights"])
-    common.check_gradient_reaches(likelihood_loss, CASE)
-    common.check_pure(likelihood_loss, CASES)
-    common.check_dtype(likelihood_loss, CASES)
-    common.check_duplication(likelihood_loss, CASES)
-
-
-@pytest.mark.parametrize("keep", [[True, False, True], [True, True, True]])
-def test_it_is_sft_on_the_kept_answers(keep):
-    """RAFT-1: value and gradient; with one answer, or all, plain SFT."""
-    logprobs = float64([[-0.5, -1.5, -2.0], [-0.1, -3.0, -9.0], [-1.0, -4.0, -0.2]])
-    mask = torch.tensor([[True, True, False], [True, False, False], [True] * 3])
-    kept = torch.tensor(keep)
-
-    def filtered(logprobs):
-        count = int(mask[kept].sum())
-        return likelihood_loss(logprobs, kept.double(), mask, count)
-
-    leaves = [logprobs.clone().requires_grad_() for _ in range(2)]
-    values = filtered(leaves[0]), sft_loss(leaves[1][kept], mask[kept])
-    close(values[0], values[1].item())
-    both = zip(values, leaves, strict=True)
-    ours, theirs = (torch.autograd.grad(value, leaf)[0] for value, leaf in both)
-    close(ours, theirs)
-    assert (ours[~kept] == 0).all() and (ours[mask & kept[:, None]] < 0).all()
-
-
-def by_multiplication(logprobs, weights, mask, count=None):
-    """nan * 0 is nan."""
-    rows = mask.any(1).sum() if count is None else count
-    return -(logprobs * weights.detach()[:, None] * mask).sum() / rows
-
-
-def mean_of_kept(logprobs, weights, mask, count=None):
-    """Divides by what it finds kept in each micro-batch: a mean of means."""
-    kept = (weights.detach() > 0).sum().clamp(min=1)
-    live = mask.any(1).sum() if count is None else count
-    return likelihood_loss(logprobs, weights, mask, count) * live / kept
-
-
-def broadcast(logprobs, weights, mask, count=None):
-    """(B, 1) weights, or (1, B), or one for all, are as welcome as (B,)."""
-    rows = weights.detach().expand(len(mask), -1)[:, 0]
-    return likelihood_loss(logprobs, rows, mask, count)
-
-
-@pytest.mark.parametrize(
-    "check, wrong, cases",
-    [
-        (common.check_mask_is_inert, by_multiplication, CASES),
-        (common.check_shapes_refused, broadcast, CASE),
-        (
-            partial(common.check_microbatches, count=common.live_rows),
-            mean_of_kept,
-            CASES,
-        ),
-    ],
-)
-def test_the_properties_find_wrong_losses(check, wrong, cases):
-    assert common.refutes(check, wrong, cases)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("name", ["logprobs", "weights"])
-def test_the_loss_refuses_what_is_not_finite(name, bad):
-    case = {**CASE, name: CASE[name].clone()}
-    case[name][1] = bad
-    common.assert_refused(likelihood_loss, case, ValueError, f"{bad}", [name])
-
-
-def test_the_loss_refuses_impossible_batches_and_bears_extreme_ones():
-    case = {**CASE, "logprobs": -CASE["logprobs"]}
-    common.assert_refused(likelihood_loss, case, ValueError, "above 0", ["logprobs"])
-    case = {**CASE, "mask": torch.zeros_like(CASE["mask"])}
-    common.assert_refused(likelihood_loss, case, ValueError, "no live", ["mask"])
-    for count in (0, -1, math.nan):
-        with pytest.raises(ValueError, match="count"):
-            likelihood_loss(**CASE, count=count)
-    far = {**CASE, "logprobs": torch.full((2, 3), -1000.0)}
-    far["weights"] = far["weights"].float()
-    close(likelihood_loss(**far), 1000 * (2 * 3 + 2) / 2)
-    close(likelihood_loss(**{**CASE, "weights": 0 * CASE["weights"]}), 0.0)
-
-
-# Part 4: training, in a world where the answers are "y" and "no"
+# Training, in a world where the answers are "y" and "no"
 
 METHOD = METHODS["rejection_sampling"]
 CONFIG = METHOD.config

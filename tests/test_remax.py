@@ -1,14 +1,11 @@
-"""ReMax: its expected gradient by enumeration, its returns and loss, and training."""
+"""ReMax: which KL a token pays for, how far the authors' code is off, and training."""
 
 import copy
-import math
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from minialign.algorithms import reinforce, remax
 from minialign.algorithms.remax import (
@@ -18,11 +15,17 @@ from minialign.algorithms.remax import (
     remax_loss,
     whole_answer,
 )
-from minialign.logprobs import token_mean
 from tests import enumeration as world
-from tests import strategies
 from tests.methods import METHODS
-from tests.properties import common, training
+from tests.properties import training
+from tests.properties.common import close
+from tests.properties.policy_gradients import (
+    LOGITS,
+    REF_LOGPROBS,
+    REFERENCE,
+    REWARDS,
+    ascent,
+)
 from tests.toy import (
     PROBLEMS,
     TOKENIZER,
@@ -38,10 +41,6 @@ from tests.toy import (
 
 # Part 1: the expected gradient, over 15 responses (tests/enumeration.py)
 
-LOGITS, REFERENCE = world.random_logits(0), world.random_logits(1)
-REF_LOGPROBS = world.token_logprobs(REFERENCE)  # (15, 3)
-REWARDS = world.random_logits(2).flatten()[:15]  # any numbers will do
-
 
 def greedy_row(logits):
     """Which of the 15 responses has the likeliest token at every step."""
@@ -52,11 +51,8 @@ def greedy_row(logits):
 
 
 GREEDY = greedy_row(LOGITS)
-
-
-def close(actual, expected, atol=1e-10):
-    expected = torch.as_tensor(expected, dtype=actual.dtype).expand_as(actual)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+GRADIENT = world.true_gradient(LOGITS, REWARDS)  # (7, 3), of E[r]
+PRICED = world.true_gradient(LOGITS, REWARDS, REFERENCE, 0.3)  # less 0.3 KL
 
 
 def compared(weigh, beta=0.0, baseline=GREEDY, rewards=REWARDS):
@@ -71,44 +67,15 @@ def compared(weigh, beta=0.0, baseline=GREEDY, rewards=REWARDS):
     return loss
 
 
-def ascent(loss, samples=1):
-    """(7, 3): what the policy moves along, in expectation: -E[∇ loss]."""
-    return -world.expected_gradient(loss, LOGITS, samples)
-
-
 def error(actual, expected):
+    """The distance, as a share of what is expected."""
     return ((actual - expected).norm() / expected.norm()).item()
-
-
-@pytest.mark.parametrize("samples", [1, 2])
-def test_the_greedy_baseline_costs_no_bias(samples):
-    """PG-1: the expected gradient is the gradient of E[r]."""
-    actual = ascent(compared(whole_answer), samples)
-    close(actual, world.true_gradient(LOGITS, REWARDS))
 
 
 def test_the_greedy_answer_need_not_be_the_likeliest():
     odds = world.probabilities(LOGITS)
     assert world.RESPONSES[GREEDY] == (1, world.END)
     assert odds[GREEDY] < odds.max() - 0.03
-
-
-@pytest.mark.parametrize("row", range(0, world.COUNT, 4))
-def test_a_stale_greedy_answer_costs_no_bias_either(row):
-    """Whoever's answer it was: it did not look at this one. It costs noise."""
-    actual = ascent(compared(whole_answer, baseline=row))
-    close(actual, world.true_gradient(LOGITS, REWARDS))
-
-
-def test_a_baseline_that_looks_at_the_sampled_answer_is_biased():
-    """PG-1, the negative control: the better of two answers, itself and another."""
-
-    def loss(rows, logprobs, mask):
-        best = REWARDS[rows].maximum(REWARDS[0])
-        advantages = remax_advantages(REWARDS[rows][:, None], best)[:, 0]
-        return remax_loss(logprobs, advantages[:, None].expand_as(mask), mask)
-
-    assert error(ascent(loss), world.true_gradient(LOGITS, REWARDS)) > 0.4
 
 
 def test_learning_from_the_greedy_answer_as_well_is_biased():
@@ -122,15 +89,7 @@ def test_learning_from_the_greedy_answer_as_well_is_biased():
         weight = (REWARDS[row] - REWARDS[0]) / table.sum().exp()
         return drawn + remax_loss(logprobs, weight * same.expand_as(mask), mask)
 
-    assert error(ascent(loss), world.true_gradient(LOGITS, REWARDS)) > 0.3
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.3, 2.0])
-def test_the_kl_of_the_whole_answer_has_the_gradient_of_the_objective(beta):
-    """PG-7: that of E[r] - beta KL(policy ‖ reference)."""
-    expected = world.true_gradient(LOGITS, REWARDS, REFERENCE, beta)
-    close(ascent(compared(whole_answer, beta)), expected)
-    assert beta == 0 or error(expected, world.true_gradient(LOGITS, REWARDS)) > 0.05
+    assert error(ascent(loss), GRADIENT) > 0.3
 
 
 def to_go(advantages, k1, mask, beta):
@@ -149,9 +108,8 @@ def test_which_kl_a_token_pays_for():
 
     What is left is E[Σ_s k1_s ∇ log π_s], the KL of each choice where it stands.
     """
-    expected = world.true_gradient(LOGITS, REWARDS, REFERENCE, 0.3)
-    close(ascent(compared(to_go, 0.3)), expected)
-    assert 0.15 < error(ascent(compared(own_token, 0.3)), expected) < 0.25
+    close(ascent(compared(to_go, 0.3)), PRICED)
+    assert 0.15 < error(ascent(compared(own_token, 0.3)), PRICED) < 0.25
 
     def each_choice(logits):
         policy, reference = logits.log_softmax(1), REFERENCE.log_softmax(1)
@@ -162,260 +120,35 @@ def test_which_kl_a_token_pays_for():
             visits = visits.index_add(0, state, odds * reached)
         return (visits * kl).sum()
 
-    missing = world.true_gradient(LOGITS, REWARDS) - 0.3 * world.gradient(
-        each_choice, LOGITS
-    )
-    close(ascent(compared(own_token, 0.3)), missing)
+    left = GRADIENT - 0.3 * world.gradient(each_choice, LOGITS)
+    close(ascent(compared(own_token, 0.3)), left)
 
 
 def test_the_authors_code_is_biased_and_by_how_much(monkeypatch):
     """The bug museum's row: gamma 1 passes, the setting of the code does not."""
-    plain = world.true_gradient(LOGITS, REWARDS)
-    off = error(ascent(compared(code_returns)), plain)
+    off = error(ascent(compared(code_returns)), GRADIENT)
     assert 0.01 < off < 0.02  # gamma 0.99 over at most three tokens
+    assert error(ascent(compared(code_returns, 0.3)), PRICED) > 0.2
     # The token mean of one answer is its own: PG-5, and worse than the discount.
-    assert error(ascent(compared(code_weights)), plain) > 0.5
     alone, pair = (ascent(compared(code_weights), n) for n in (1, 2))
-    assert world.cosine(alone, plain) < world.cosine(pair, plain) < 0.95
-    priced = world.true_gradient(LOGITS, REWARDS, REFERENCE, 0.3)
-    assert error(ascent(compared(code_returns, 0.3)), priced) > 0.2
+    assert error(alone, GRADIENT) > 0.5
+    assert world.cosine(alone, GRADIENT) < world.cosine(pair, GRADIENT) < 0.95
     monkeypatch.setattr(remax, "GAMMA", 1.0)
-    close(ascent(compared(code_returns)), plain)
+    close(ascent(compared(code_returns)), GRADIENT)
     close(ascent(compared(code_returns, 0.3)), ascent(compared(own_token, 0.3)))
 
 
 def test_clipping_the_difference_is_biased_where_rewards_are_large(monkeypatch):
+    """Of rewards 10 times as large the gradient is 10 times as long, but for the clip.
+
+    Small differences are not clipped: see the test before.
+    """
     monkeypatch.setattr(remax, "GAMMA", 1.0)
-    for scale, biased in ((1.0, False), (10.0, True)):
-        rewards = scale * REWARDS
-        actual = ascent(compared(code_returns, rewards=rewards))
-        off = error(actual, world.true_gradient(LOGITS, rewards))
-        assert (off > 0.1) == biased and (off < 1e-12) != biased
+    actual = ascent(compared(code_returns, rewards=10 * REWARDS))
+    assert error(actual, 10 * GRADIENT) > 0.1
 
 
-def test_nothing_moves_at_the_optimum():
-    """X-1: at reference exp(r / beta) / Z all weights are beta log Z - r(greedy)."""
-    best, value = world.optimum(REWARDS, REFERENCE, beta=0.5)
-    logits = world.logits_of(best)
-    k1 = world.token_logprobs(logits) - REF_LOGPROBS
-    greedy = REWARDS[greedy_row(logits)]
-    advantages = remax_advantages(REWARDS[:, None], greedy.expand(15))[:, 0]
-    weights = whole_answer(advantages, k1, world.MASK, 0.5)
-    close(weights[world.MASK], value - greedy)
-
-
-def test_a_flipped_sign_descends():
-    expected = world.true_gradient(LOGITS, REWARDS)
-    right = compared(whole_answer)
-    assert world.cosine(ascent(lambda *args: -right(*args)), expected) < -0.999
-
-
-# Part 2: advantages, weights and the loss
-
-float64 = partial(torch.tensor, dtype=torch.float64)
-CASES = strategies.batches(logprobs=strategies.logprobs, weights=strategies.tensors)
-MASK = torch.tensor([[True, True, True], [True, True, False]])
-CASE = {
-    "logprobs": float64([[-0.5, -1.5, -2.0], [-0.1, -3.0, -9.0]]),
-    "weights": float64([[2.0, 1.0, 0.5], [-1.0, 4.0, 7.0]]),
-    "mask": MASK,
-}
-PAID = {
-    "advantages": float64([1.0, -8.0]),
-    "k1": float64([[1.0, -0.5, 0.25], [0.5, 1.5, 9.0]]),
-    "mask": MASK,
-}
-WEIGHED = strategies.batches(k1=strategies.tensors, rows=("advantages",))
-
-
-def test_advantages_by_hand():
-    """Right against wrong, both right, wrong against right, both wrong: ADV-11."""
-    rewards = float64([[1.0, 1.0], [0.0, 1.0], [0.1, 0.0]])
-    actual = remax_advantages(rewards, float64([0.0, 1.0, 0.1]))
-    close(actual, float64([[1.0, 1.0], [-1.0, 0.0], [0.0, -0.1]]))
-
-
-@settings(max_examples=30)
-@given(strategies.groups(), st.sampled_from([0.0, 0.5, -3.0]))
-def test_a_greedy_answer_of_the_same_reward_gives_exactly_nothing(rewards, shift):
-    """ADV-11: also in float32, and whatever is added to all rewards."""
-    for x in (rewards, rewards.float()):
-        for k in range(x.shape[1]):
-            advantages = remax_advantages(x, x[:, k])
-            assert (advantages[:, k] == 0).all()
-            assert ((advantages == 0) == (x == x[:, k : k + 1])).all()
-            close(remax_advantages(x + shift, x[:, k] + shift), advantages, 1e-6)
-    one = remax_advantages(rewards[:, :1], rewards[:, 1])  # K = 1 is the method
-    close(one[:, 0], rewards[:, 0] - rewards[:, 1])
-
-
-def test_advantages_refuse_other_shapes_and_numbers():
-    case = {"rewards": torch.ones(3, 2), "greedy_rewards": torch.ones(3)}
-    remax_advantages(**case)
-    for name, bad in (
-        ("rewards", torch.ones(3)),
-        ("rewards", torch.ones(3, 2, 1)),
-        ("rewards", torch.tensor([[1.0, math.nan]] * 3)),
-        ("greedy_rewards", torch.ones(2)),
-        ("greedy_rewards", torch.ones(3, 1)),
-        ("greedy_rewards", torch.ones(3, 2)),
-        ("greedy_rewards", torch.tensor([1.0, 0.0, math.inf])),
-    ):
-        call = {**case, name: bad}
-        common.assert_refused(remax_advantages, call, ValueError, str(bad), [name])
-        call = {**case, name: torch.ones_like(case[name]).long()}
-        common.assert_refused(remax_advantages, call, TypeError, "int64", [name])
-
-
-def test_loss_by_hand():
-    """-(-1 - 1.5 - 1 + 0.1 - 12) / 2, and -weight / B for every live token."""
-    leaf = CASE["logprobs"].clone().requires_grad_()
-    loss = remax_loss(leaf, CASE["weights"], MASK)
-    close(loss, 7.7)
-    (slope,) = torch.autograd.grad(loss, leaf)
-    assert slope.tolist() == [[-1.0, -0.5, -0.25], [0.5, -2.0, 0.0]]
-
-
-def test_weights_by_hand():
-    """1 - 0.5 (1 - 0.5 + 0.25) and -8 - 0.5 (0.5 + 1.5), whatever is masked."""
-    actual = whole_answer(**PAID, beta=0.5)
-    close(actual, float64([[0.625] * 3, [-9.0, -9.0, 0.0]]))
-
-
-def test_the_golden_returns_of_the_code():
-    """methods.md, section 8: r - b = 1, gamma 0.99, three tokens; then by hand."""
-    ones = torch.ones(1, dtype=torch.float64)
-    zeros = torch.zeros(1, 3, dtype=torch.float64)
-    golden = code_returns(ones, zeros, torch.ones(1, 3, dtype=torch.bool), 0.1)
-    close(golden, float64([[0.970299, 0.9801, 0.99]]))
-    # -8 is clipped to -5, and each token pays for its own KL.
-    expected = float64(
-        [
-            [0.970299 - 0.5, 0.9801 + 0.25, 0.99 - 0.125],
-            [-5 * 0.9801 - 0.25, -5 * 0.99 - 0.75, 0.0],
-        ]
-    )
-    close(code_returns(**PAID, beta=0.5), expected)
-    close(code_weights(**PAID, beta=0.5), expected * 2 / 5)
-
-
-@pytest.mark.parametrize("difference", [-6.0, -5.0, -4.9, 0.0, 5.0, 5.1, 1e30])
-def test_the_clip_of_the_code_has_its_corners_at_5(difference):
-    k1, mask = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
-    actual = code_returns(torch.tensor([difference]), k1, mask, 0.0)
-    close(actual, 0.99 * max(-5.0, min(5.0, difference)), atol=1e-6)
-
-
-@settings(max_examples=30)
-@given(WEIGHED, st.data())
-def test_the_code_takes_a_token_mean(case, data):
-    """Weighted by B / tokens, the sequence sum is the mean over live tokens."""
-    logprobs = data.draw(strategies.logprobs(case["mask"].shape))
-    returns = code_returns(**case, beta=0.3)
-    expected = -token_mean(returns * logprobs, case["mask"])
-    weights = code_weights(**case, beta=0.3)
-    close(remax_loss(logprobs, weights, case["mask"]), expected)
-
-
-def test_the_loss_owes_what_every_loss_owes():
-    """C-1 to C-12."""
-    common.check_mask_is_inert(remax_loss, CASES)
-    common.check_microbatches(remax_loss, CASES, common.live_rows)
-    common.check_permutation(remax_loss, CASES)
-    common.check_shapes_refused(remax_loss, CASE)
-    common.check_no_gradient_to(remax_loss, CASES, ["weights"])
-    common.check_gradient_reaches(remax_loss, CASE)
-    common.check_pure(remax_loss, CASES)
-    common.check_dtype(remax_loss, CASES, ["logprobs"])
-    common.check_duplication(remax_loss, CASES)
-
-
-@pytest.mark.parametrize("weigh", [whole_answer, code_returns, code_weights])
-def test_weights_owe_it_too(weigh):
-    """No gradient to anything: a weight is a constant of the policy."""
-    priced, names = partial(weigh, beta=0.3), ["advantages", "k1"]
-    common.check_mask_is_inert(priced, WEIGHED, names)
-    common.check_shapes_refused(priced, PAID)
-    common.check_no_gradient_to(priced, WEIGHED, names)
-    common.check_pure(priced, WEIGHED)
-    common.check_dtype(priced, WEIGHED, names)
-    if weigh is not code_weights:  # which counts the tokens of all rows
-        common.check_permutation(priced, WEIGHED, names)
-    betas = {str(b): partial(weigh, beta=b) for b in (0, 0.1, 0.3)}
-    common.check_option_matters(
-        {b: lambda s=s, **case: s(**case).sum() for b, s in betas.items()}, PAID
-    )
-    for beta in (-0.1, math.nan, math.inf):
-        with pytest.raises(ValueError, match="beta: got"):
-            weigh(**PAID, beta=beta)
-
-
-def by_multiplication(logprobs, weights, mask, count=None):
-    """nan * 0 is nan."""
-    rows = mask.any(1).sum() if count is None else count
-    return -(logprobs * weights.detach() * mask).sum() / rows
-
-
-def masked_late(logprobs, weights, mask, count=None):
-    """The value is right and the gradient is nan: 0 x inf."""
-    rows = mask.any(1).sum() if count is None else count
-    return -torch.where(mask, logprobs * weights.detach(), 0.0).sum() / rows
-
-
-def own_mean(logprobs, weights, mask, count=None):
-    """A token mean whose divisor is the micro-batch's own."""
-    return remax_loss(logprobs, weights, mask, int(mask.sum()))
-
-
-def broadcast(logprobs, weights, mask, count=None):
-    """(B, 1) weights, or one for all, are as welcome as (B, S)."""
-    return remax_loss(logprobs, weights.expand(mask.shape), mask, count)
-
-
-@pytest.mark.parametrize(
-    "check, wrong, cases",
-    [
-        (common.check_mask_is_inert, by_multiplication, CASES),
-        (common.check_mask_is_inert, masked_late, CASES),
-        (common.check_shapes_refused, broadcast, CASE),
-        (partial(common.check_microbatches, count=common.live_rows), own_mean, CASES),
-    ],
-)
-def test_the_properties_find_wrong_losses(check, wrong, cases):
-    assert common.refutes(check, wrong, cases)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("name", ["logprobs", "weights"])
-def test_the_loss_refuses_what_is_not_finite(name, bad):
-    case = {**CASE, name: CASE[name].clone()}
-    case[name][1, 0] = bad
-    common.assert_refused(remax_loss, case, ValueError, f"{bad}", [name])
-
-
-def test_probabilities_above_1_and_empty_batches_are_refused():
-    case = {**CASE, "logprobs": -CASE["logprobs"]}
-    common.assert_refused(remax_loss, case, ValueError, "above 0", ["logprobs"])
-    empty = torch.zeros_like(MASK)
-    for function, case in ((remax_loss, CASE), (partial(whole_answer, beta=0), PAID)):
-        call = {**case, "mask": empty}
-        common.assert_refused(function, call, ValueError, "no live token", ["mask"])
-
-
-def test_far_log_probabilities_and_single_tokens_are_fine():
-    """Degenerate but legal: T = 1, one row, -1000 nats, no advantage at all."""
-    one = torch.ones(1, 1, dtype=torch.bool)
-    leaf = float64([[-1000.0]]).requires_grad_()
-    for advantage in (0.0, 1.0):
-        k1 = float64([[-990.0]])
-        weights = whole_answer(float64([advantage]), k1, one, 0.0)
-        loss = remax_loss(leaf, weights, one)
-        close(loss, 1000.0 * advantage)
-        (slope,) = torch.autograd.grad(loss, leaf)
-        assert slope.item() == -advantage
-
-
-# Part 3: training, in a world where the answers are "y" and "no"
+# Training, in a world where the answers are "y" and "no"
 
 METHOD = METHODS["remax"]
 CONFIG = METHOD.config

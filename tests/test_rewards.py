@@ -1,45 +1,15 @@
 """Rewards: the verifier, and what `score` asks of any reward."""
 
-from fractions import Fraction
-
 import numpy as np
 import pytest
 import torch
 
 from minialign.problems import Problem
 from minialign.rewards import score, verifier
-from minialign.sampling import Rollout
-from minialign.tokenizer import Tokenizer, train_bpe
+from tests.properties.evaluation import FOUR, THREE, TOKENIZER
+from tests.properties.evaluation import saying as rollout
 
-TOKENIZER = Tokenizer(train_bpe(["<<1+2=3>>\n#### 3"], 264))
-THREE = Problem("What is 1 + 2?", Fraction(3), "sum", 1, "a")
-FOUR = Problem("What is 2 + 2?", Fraction(4), "sum", 1, "b")
 WORD = Problem("Which is larger, 3 or 9?", "9", "larger", 0, "c")
-
-
-def rollout(texts, samples=1, cut=()):
-    """A rollout whose row b says texts[b]; the rows in `cut` never end."""
-    prompt = [TOKENIZER.bos_id, TOKENIZER.answer_id]
-    said = [
-        TOKENIZER.encode(text) + ([] if b in cut else [TOKENIZER.eos_id])
-        for b, text in enumerate(texts)
-    ]
-    T = len(prompt) + max(map(len, said))
-    tokens = torch.full((len(texts), T), TOKENIZER.pad_id)
-    mask = torch.zeros(len(texts), T - 1, dtype=torch.bool)
-    for b, ids in enumerate(said):
-        end = len(prompt) + len(ids)
-        tokens[b, :end] = torch.tensor(prompt + ids)
-        mask[b, len(prompt) - 1 : end - 1] = True
-    return Rollout(
-        tokens=tokens,
-        mask=mask,
-        logprobs=torch.zeros(mask.shape),
-        prompt_lengths=torch.full((len(texts),), len(prompt)),
-        truncated=torch.tensor([b in cut for b in range(len(texts))]),
-        temperature=1.0,
-        samples=samples,
-    )
 
 
 def test_verifier_is_one_for_right_and_zero_for_all_else():

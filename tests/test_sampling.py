@@ -14,35 +14,21 @@ from minialign.logprobs import token_logprobs
 from minialign.model import GPT, GPTConfig
 from minialign.sampling import generate, invert, rescore
 from tests.properties.common import E64
-
-V, CONTEXT, EOS, PAD = 8, 24, 2, 0
-PROMPTS = [[1, 4, 5], [6], [1, 7, 7, 3, 4]]
-
-
-class Policy(GPT):
-    """A float64 model of 8 tokens that stops more or less often, as `bias` says."""
-
-    def __init__(self, bias: float = 0.0, seed: int = 0, at: int = EOS):
-        config = GPTConfig(V, CONTEXT, dim=16, layers=2, heads=2, kv_heads=1, hidden=24)
-        torch.set_default_dtype(torch.float64)
-        super().__init__(config, torch.Generator().manual_seed(seed))
-        self.bias = bias * torch.nn.functional.one_hot(torch.tensor(at), V)
-        torch.set_default_dtype(torch.float32)
-        self.calls = []
-
-    def forward(self, tokens, cache=None, padding=None):
-        self.calls.append(tuple(tokens.shape))
-        return super().forward(tokens, cache, padding)
-
-    def logits(self, hidden):
-        return 1.5 * super().logits(hidden) + self.bias
-
-
-NEVER, OFTEN, ALWAYS = -1e3, 1.0, 1e3  # biases of EOS
-
-
-def dice(seed=0):
-    return torch.Generator().manual_seed(seed)
+from tests.properties.sampling import (
+    ALWAYS,
+    CONTEXT,
+    EOS,
+    NEVER,
+    OFTEN,
+    PAD,
+    PROMPTS,
+    Policy,
+    V,
+    biases,
+    prompt_lists,
+    scored,
+)
+from tests.toy import generator as dice
 
 
 def roll(model, prompts=PROMPTS, seed=0, steps=8, **options):
@@ -51,15 +37,6 @@ def roll(model, prompts=PROMPTS, seed=0, steps=8, **options):
     return generate(
         model, prompts, eos_id=EOS, pad_id=PAD, max_new_tokens=steps, **options
     )
-
-
-def scored(model, row, temperature):
-    """The log-probs of tokens 1, 2, ... of one sequence, forced on the model."""
-    with torch.no_grad():
-        logits = model.logits(model(torch.tensor([row])))[0, :-1]
-    z = logits / temperature
-    z = z - z.exp().sum(dim=-1, keepdim=True).log()
-    return z[torch.arange(len(row) - 1), torch.tensor(row[1:])]
 
 
 def same(a, b, rows_a=slice(None), rows_b=slice(None)):
@@ -72,12 +49,6 @@ def same(a, b, rows_a=slice(None), rows_b=slice(None)):
 
 
 # Form
-
-
-prompt_lists = st.lists(
-    st.lists(st.integers(0, V - 1), min_size=1, max_size=6), min_size=1, max_size=5
-)
-biases = st.sampled_from([NEVER, -1.0, OFTEN, ALWAYS])
 
 
 @settings(max_examples=40)
@@ -127,9 +98,13 @@ def test_control_tokens_are_told_by_place_not_by_id():
     )  # sampled, and counted
     replaced = roll(Policy(0.0), [[EOS, PAD, EOS]], seed=3)
     other_pad = generate(
-        Policy(0.0), [[EOS, PAD, EOS]], eos_id=EOS, pad_id=7, max_new_tokens=8,
+        Policy(0.0),
+        [[EOS, PAD, EOS]],
+        eos_id=EOS,
+        pad_id=7,
+        max_new_tokens=8,
         generator=dice(3),
-    )  # fmt: skip
+    )
     same(replaced, other_pad)
 
 

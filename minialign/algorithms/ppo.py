@@ -148,7 +148,8 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     """(x − mean) / √(population variance + 1e-8) over live slots; 0 if all are equal.
     Shapes: (B, S) -> (B, S). Gradient: none. Source: N-details, 1e-8 included.
     """
-    live = _masked(mask, x=x)[0].detach()[mask]  # (N,)
+    (unmasked,) = _masked(mask, x=x)  # (B, S)
+    live = unmasked.detach()[mask]  # (N,)
     centred = (live - live.mean()) * (live.min() < live.max())  # no rounding error
     scaled = centred / (centred.square().mean() + 1e-8).sqrt()
     return torch.zeros_like(x).masked_scatter(mask, scaled)
@@ -166,7 +167,8 @@ def policy_loss(
     """
     _require(0 < eps_low <= 1, "eps_low", eps_low, "in (0, 1]")
     _require(eps_high > 0, "eps_high", eps_high, "above 0")
-    A = _masked(mask, advantages=advantages)[0].detach()  # (B, S)
+    (live,) = _masked(mask, advantages=advantages)
+    A = live.detach()  # (B, S)
     ratio = probability_ratio(logprobs, old_logprobs, mask)  # (B, S)
     clipped = ratio.clamp(1 - eps_low, 1 + eps_high)  # (B, S)
     return -sequence_sum(torch.minimum(ratio * A, clipped * A), mask, count)

@@ -102,13 +102,20 @@ def hugging_face(model: GPT, tokenizer):
         return None
     c = model.config
     config = LlamaConfig(
-        vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=c.hidden,
-        num_hidden_layers=c.layers, num_attention_heads=c.heads,
-        num_key_value_heads=c.kv_heads, max_position_embeddings=c.context,
-        rms_norm_eps=c.norm_eps, rope_theta=c.rope_theta, tie_word_embeddings=c.tied,
-        bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id,
+        vocab_size=c.vocab_size,
+        hidden_size=c.dim,
+        intermediate_size=c.hidden,
+        num_hidden_layers=c.layers,
+        num_attention_heads=c.heads,
+        num_key_value_heads=c.kv_heads,
+        max_position_embeddings=c.context,
+        rms_norm_eps=c.norm_eps,
+        rope_theta=c.rope_theta,
+        tie_word_embeddings=c.tied,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.pad_id,
-    )  # fmt: skip
+    )
     theirs = LlamaForCausalLM(config).to(model.embed_tokens.weight.device).eval()
     weights = {
         name if name.startswith("lm_head") else f"model.{name}": weight
@@ -132,10 +139,17 @@ def their_generate(theirs, prompts, samples, steps, eos: int, pad: int, least: i
     tokens = torch.tensor(rows, device=theirs.device)
     with torch.no_grad():
         out = theirs.generate(
-            tokens, attention_mask=(tokens != pad).long(), do_sample=True,
-            temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=steps,
-            min_new_tokens=least, eos_token_id=eos, pad_token_id=pad,
-        )[:, longest:]  # fmt: skip
+            tokens,
+            attention_mask=(tokens != pad).long(),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=steps,
+            min_new_tokens=least,
+            eos_token_id=eos,
+            pad_token_id=pad,
+        )[:, longest:]
     return int((out != pad).sum())
 
 
@@ -174,9 +188,14 @@ def main() -> None:
 
         def ours(rows=rows, samples=samples, steps=steps, stop=stop):
             out = generate(
-                model, rows, eos_id=stop, pad_id=pad, max_new_tokens=steps,
-                samples=samples, generator=dice,
-            )  # fmt: skip
+                model,
+                rows,
+                eos_id=stop,
+                pad_id=pad,
+                max_new_tokens=steps,
+                samples=samples,
+                generator=dice,
+            )
             return int(out.lengths().sum())
 
         seconds, tokens = timed(ours)
@@ -196,9 +215,14 @@ def main() -> None:
 
     def draw():
         return generate(
-            model, prompts[:32], eos_id=eos, pad_id=pad, max_new_tokens=128, samples=8,
+            model,
+            prompts[:32],
+            eos_id=eos,
+            pad_id=pad,
+            max_new_tokens=128,
+            samples=8,
             generator=dice,
-        )  # fmt: skip
+        )
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     drawing, rollout = timed(draw)

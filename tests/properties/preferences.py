@@ -1,33 +1,105 @@
-"""What learning from comparisons owes: DPO, RRHF, and the selections of the best."""
+"""What learning from comparisons owes: DPO and RRHF."""
 
 import math
 from functools import partial
 from itertools import permutations
 
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
 
-from tests import strategies, test_dpo, test_rejection_sampling, test_rrhf
+from minialign.algorithms import rrhf
+from tests import enumeration as world
+from tests import strategies
 from tests.properties import common
+from tests.properties.common import close, float64
 from tests.toy import TOKENIZER, base, generator
 
-float64 = partial(torch.tensor, dtype=torch.float64)
-OWN, REF = test_dpo.OWN, test_dpo.REF
-BETAS = st.sampled_from([0.1, 0.5, 3.0])
+# What is drawn where all answers can be written out (tests/enumeration.py)
+
+LOGITS = world.random_logits(0)
+RIGHT = torch.arange(15) % 3 == 0  # a verdict on each response
 
 
-def close(actual, expected, atol=1e-10):
-    expected = torch.as_tensor(expected, dtype=actual.dtype).expand_as(actual)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+def ascent(loss):
+    """(7, 3): what two draws of the policy move it along, in expectation."""
+    return -world.expected_gradient(loss, LOGITS, 2)
 
 
 # dpo
+
+OWN = ("chosen_logprobs", "rejected_logprobs")
+REF = ("ref_chosen_logprobs", "ref_rejected_logprobs")
+FOUR = (*OWN, *REF)
+BETAS = st.sampled_from([0.1, 0.5, 3.0])
+PAIRS = st.integers(1, 4).flatmap(
+    lambda size: st.fixed_dictionaries(
+        {name: strategies.logprobs((size,)) for name in FOUR}
+    )
+)
+MARGINS = strategies.tensors((3,)).map(lambda h: {"h": h})
+BINARY = strategies.groups(elements=st.sampled_from([0.0, 1.0]))
+GRADED = strategies.groups()
+
+
+def at(h, beta, loss):
+    """(value, slopes in the policy's two) where one pair has the margin h."""
+    zero = float64([-20000.0])
+    case = dict.fromkeys(FOUR, zero)
+    case["chosen_logprobs"] = zero + max(h, 0.0)
+    case["rejected_logprobs"] = zero + max(-h, 0.0)
+    value, slopes = common.value_and_gradients(partial(loss, beta=beta), case, OWN)
+    return value.item(), [slopes[name].item() for name in OWN]
+
+
+def surprise(x):
+    """log(1 + e^-x), of any x."""
+    return max(-x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+def verdicts(loss, ref_logits, beta):
+    """A loss of two draws, the right one preferred; equal verdicts say nothing."""
+    reference = world.sequence_logprobs(ref_logits)
+
+    def of_draws(rows, logprobs, mask):
+        if RIGHT[rows[0]] == RIGHT[rows[1]]:
+            return torch.zeros(())
+        order = RIGHT[rows].int().argsort(descending=True)
+        own, ref = logprobs.sum(1)[order], reference[rows][order]
+        case = dict(zip(FOUR, (*own.split(1), *ref.split(1)), strict=True))
+        return loss(**case, beta=beta)
+
+    return of_draws
+
+
+def nats(model, prompt, answer, temperature=1.0):
+    """log π(answer | prompt) alone, without padding, by cross-entropy."""
+    ids = torch.tensor([*prompt, *answer])
+    logits = model.logits(model(ids[None, :-1]))[0, len(prompt) - 1 :] / temperature
+    return -F.cross_entropy(logits, ids[len(prompt) :], reduction="sum")
+
+
+def pair(question, chosen, rejected):
+    both = map(TOKENIZER.encode_response, (chosen, rejected))
+    return TOKENIZER.encode_prompt(question), *both
+
+
+def check_starts_as_a_policy_gradient(loss) -> None:
+    """X-2: at the reference own pairs, told right from wrong, give β ∇ E[right].
+
+    Of two draws, RLOO's advantages are ± their difference in reward, and half the sum
+    of A ∇ log π is unbiased.
+    """
+    expected = world.true_gradient(LOGITS, RIGHT.double())
+    assert expected.norm() > 0.1
+    for beta in (0.1, 1.5):
+        close(ascent(verdicts(loss, LOGITS, beta)), beta * expected)
 
 
 def check_at_the_reference(loss) -> None:
     """DPO-1, DPO-2: log 2, whatever the answers; -beta/2 and beta/2."""
 
-    @common.forall(st.tuples(test_dpo.CASES, BETAS), examples=10)
+    @common.forall(st.tuples(PAIRS, BETAS), examples=10)
     def holds(drawn):
         case, beta = drawn
         start = {OWN[0]: case[REF[0]], OWN[1]: case[REF[1]]}
@@ -45,10 +117,58 @@ def check_slope_anywhere(loss) -> None:
     """DPO-2, DPO-7: -beta σ(-beta h) for the chosen answer, always downhill."""
     for h in (-3.0, -0.4, 0.0, 1.0, 2.5):
         for beta in (0.1, 0.5, 2.0):
-            value, (chosen, rejected) = test_dpo.at(h, beta, loss)
-            assert math.isclose(value, math.log1p(math.exp(-beta * h)))
+            value, (chosen, rejected) = at(h, beta, loss)
+            assert math.isclose(value, surprise(beta * h))
             assert math.isclose(chosen, -beta / (1 + math.exp(beta * h)))
             assert rejected == -chosen > 0
+
+
+def check_only_the_margin_counts(loss) -> None:
+    """DPO-4: numbers added to the policy's two, to the reference's two, or to both
+    log-probs of one answer change nothing. Below 0, for the policy's own chosen answer
+    and for the reference's rejected one, they make it dearer."""
+    shifts = st.sampled_from([-2.5, -0.5])
+
+    @common.forall(st.tuples(PAIRS, BETAS, shifts), examples=10)
+    def holds(drawn):
+        case, beta, shift = drawn
+        c = shift * torch.arange(1, 1 + common.all_rows(case))  # of each pair another
+        value = loss(**case, beta=beta)
+        for names in (OWN, REF, (OWN[0], REF[0]), (OWN[1], REF[1])):
+            moved = case | {name: case[name] + c for name in names}
+            close(loss(**moved, beta=beta), value)
+        moved = case | {name: case[name] + c for name in (OWN[0], REF[1])}
+        assert loss(**moved, beta=beta) > value
+
+    holds()
+
+
+def check_beta_scales_the_margin(loss) -> None:
+    """DPO-5: L(beta, h) = L(1, beta h)."""
+
+    @common.forall(st.tuples(PAIRS, BETAS), examples=10)
+    def holds(drawn):
+        case, beta = drawn
+        scaled = {name: beta * x for name, x in case.items()}
+        close(loss(**case, beta=beta), loss(**scaled, beta=1.0))
+
+    holds()
+
+
+def check_a_swap_adds_beta_h(loss) -> None:
+    """DPO-6: L(-h) - L(h) = beta h."""
+
+    @common.forall(st.tuples(PAIRS, BETAS), examples=10)
+    def holds(drawn):
+        case, beta = drawn
+        chosen, rejected, ref_chosen, ref_rejected = (case[name] for name in FOUR)
+        h = chosen - ref_chosen - rejected + ref_rejected
+        turned = (rejected, chosen, ref_rejected, ref_chosen)
+        swapped = dict(zip(FOUR, turned, strict=True))
+        gap = loss(**swapped, beta=beta) - loss(**case, beta=beta)
+        close(gap, beta * h.mean())
+
+    holds()
 
 
 def check_any_margin(shape) -> None:
@@ -61,38 +181,54 @@ def check_any_margin(shape) -> None:
 
 
 def check_smoothing_adds_a_line(shape) -> None:
-    """cDPO-1: L_e(h) = L(h) + e beta h; e = 0 is DPO."""
-    for h in (-20.0, -0.5, 0.0, 3.0):
+    """cDPO-1: L_e(h) = L(h) + e beta h, for any h; e = 0 is DPO."""
+    for h in (-1e4, -20.0, -0.5, 0.0, 3.0, 1e4):
         for beta, e in ((0.1, 0.3), (1.0, 0.3), (1.0, 0.0)):
-            expected = math.log1p(math.exp(-beta * h)) + e * beta * h
+            expected = surprise(beta * h) + e * beta * h
             close(shape(float64(h), beta, smoothing=e), expected)
 
 
+def check_lowest_point(shape) -> None:
+    """cDPO-2: at beta h = log((1 - e) / e), where the loss is the entropy of e."""
+    for e in (0.05, 0.3):
+        h = math.log((1 - e) / e) / 0.5
+        leaf = float64(h).requires_grad_()
+        lowest = shape(leaf, 0.5, smoothing=e)
+        close(lowest, -e * math.log(e) - (1 - e) * math.log(1 - e))
+        close(torch.autograd.grad(lowest, leaf)[0], 0.0)
+        for other in (h - 0.5, h + 0.5):
+            assert shape(float64(other), 0.5, smoothing=e) > lowest
+
+
 def check_finite_goal(shape) -> None:
-    """IPO-1: 0 at h = 1 / (2 beta); at the reference 1 / (4 beta²), slope -1 / beta."""
+    """IPO-1: 0 at h = 1 / (2 beta); at the reference 1 / (4 beta²) and slope -1 / beta;
+    as far beyond the goal it pulls back as hard."""
     for beta in (0.1, 0.5, 2.0):
-        leaf = float64(0.0).requires_grad_()
-        value = shape(leaf, beta)
-        assert math.isclose(value.item(), 1 / (4 * beta**2))
-        assert math.isclose(torch.autograd.grad(value, leaf)[0].item(), -1 / beta)
-        close(shape(float64(1 / (2 * beta)), beta), 0.0)
+        goal = 1 / (2 * beta)
+        close(shape(float64(goal), beta), 0.0)
+        for h, slope in ((0.0, -1 / beta), (2 * goal, 1 / beta)):
+            leaf = float64(h).requires_grad_()
+            value = shape(leaf, beta)
+            close(value, goal**2)
+            close(torch.autograd.grad(value, leaf)[0], slope)
 
 
 def check_sums_over_answers(pair_logprobs) -> None:
     """T45: of each answer alone, EOS included, the prompt not."""
     policy = base()
     named = [("a", "y", "no"), ("long one", "noo", "y"), ("c", "", "n")]
-    pairs = [test_dpo.pair(*each) for each in named]
+    pairs = [pair(*each) for each in named]
     for temperature in (1.0, 0.7):
         actual = pair_logprobs(policy, pairs, TOKENIZER.pad_id, temperature)
         for row, (prompt, *both) in zip(actual, pairs, strict=True):
-            expected = [test_dpo.nats(policy, prompt, x, temperature) for x in both]
+            expected = [nats(policy, prompt, x, temperature) for x in both]
             close(row, torch.stack(expected), atol=1e-5)
 
 
 def check_pairs_are_told_apart(make_pairs) -> None:
-    """Disjoint, within a problem, better before worse; 0/1 rewards use all there is."""
-    groups = test_dpo.GROUPS | test_dpo.GRADED
+    """Disjoint, within a problem, better before worse; 0/1 rewards use all there is,
+    and of graded ones the widest gap is among them."""
+    groups = BINARY | GRADED
 
     @common.forall(st.tuples(groups, st.integers(1, 4), st.integers(0, 5)))
     def holds(drawn):
@@ -109,6 +245,9 @@ def check_pairs_are_told_apart(make_pairs) -> None:
             if set(group) <= {0.0, 1.0}:
                 right = int(sum(group))
                 assert len(mine) == min(right, K - right, most)
+            elif mine:
+                widest = max(flat[better] - flat[worse] for better, worse in mine)
+                assert widest == max(group) - min(group)
 
     holds()
 
@@ -116,28 +255,88 @@ def check_pairs_are_told_apart(make_pairs) -> None:
 def check_pairs_by_lot(make_pairs) -> None:
     """Every right answer with every wrong one; the generator alone decides."""
     rewards = float64([[1, 0, 0, 1], [0, 0, 0, 0]])
-    drawn = [make_pairs(rewards, 1, generator(seed)).tolist() for seed in range(60)]
-    found = {tuple(pair) for pairs in drawn for pair in pairs}
+
+    def drawn():
+        return [make_pairs(rewards, 1, generator(seed)).tolist() for seed in range(60)]
+
+    first = drawn()
+    found = {tuple(pair) for pairs in first for pair in pairs}
     assert found == {(0, 1), (0, 2), (3, 1), (3, 2)}
+    assert drawn() == first
 
 
 # rrhf
 
+SCORES = ("scores",)
+ANSWERS = {  # two to each of two problems; means -1, -0.5, -0.3, -2 nats a token
+    "logprobs": float64(
+        [[-0.5, -1.5, -1.0], [-0.1, -0.9, 0.0], [-0.3, 0.0, 0.0], [-1.0, -3.0, 0.0]]
+    ),
+    "rewards": float64([1.0, 0.0, 0.0, 1.0]),
+    "mask": torch.tensor(
+        [[True] * 3, [True, True, False], [True, False, False], [True, True, False]]
+    ),
+}
+RANKS = {
+    "scores": float64([[-0.9, -0.5, -1.2], [-1.0, -0.2, -0.4]]),
+    "rewards": float64([[2.0, 1.0, 0.0], [0.0, 1.0, 1.0]]),
+}
+JUDGED = (
+    st.tuples(st.sampled_from([2, 4]), st.integers(1, 4))
+    .flatmap(
+        lambda shape: strategies.batches(
+            shape=shape, logprobs=strategies.logprobs, rows=("rewards",)
+        )
+    )
+    .map(strategies.without_dead_rows)
+)
+ROWS = JUDGED.map(lambda case: {k: case[k] for k in ("logprobs", "mask")})
+
+
+@st.composite
+def ranked(draw):
+    """Scores and rewards of a few problems; both tie often."""
+    shape = draw(st.tuples(st.integers(1, 3), st.integers(2, 5)))
+    points = strategies.logprobs(shape) | strategies.tensors(
+        shape, st.sampled_from([-2.0, -1.0, -0.5])
+    )
+    return {"scores": draw(points), "rewards": draw(strategies.rewards(shape))}
+
+
+RANKED = ranked()
+
+
+def pairwise(loss):
+    """(B,) rewards are B / 2 problems with two answers each."""
+
+    def of_rows(logprobs, rewards, mask, **more):
+        return loss(logprobs, rewards.view(-1, 2), mask, **more)
+
+    return of_rows
+
+
+def by_loops(points, rewards, margin=0.0):
+    """The ranking loss of one problem, as the formula is read."""
+    ends = permutations(range(len(points)), 2)
+    worse = [(i, j) for i, j in ends if rewards[i] < rewards[j]]
+    return sum(max(0.0, margin + points[i] - points[j]) for i, j in worse)
+
 
 def check_mean_per_token(scores) -> None:
     """LP-3, by hand; and columns of padding do not count."""
-    close(scores(**test_rrhf.ROW_CASE), [-1.0, -0.5, -0.3, -2.0])
-    common.check_mask_is_inert(scores, test_rrhf.ROWS)
+    call = common.copied(ANSWERS)
+    close(scores(call["logprobs"], call["mask"]), [-1.0, -0.5, -0.3, -2.0])
+    common.check_mask_is_inert(scores, ROWS)
 
 
 def check_ranking(loss) -> None:
     """RR-1: the sum over pairs of unequal rewards, as the formula is read."""
 
-    @common.forall(st.tuples(test_rrhf.GROUPS, st.sampled_from([0.0, 0.5])))
+    @common.forall(st.tuples(RANKED, st.sampled_from([0.0, 0.5])))
     def holds(drawn):
         case, margin = drawn
         both = zip(case["scores"].tolist(), case["rewards"].tolist(), strict=True)
-        each = [test_rrhf.by_loops(p, r, margin) for p, r in both]
+        each = [by_loops(p, r, margin) for p, r in both]
         close(loss(**case, margin=margin), sum(each) / len(each))
 
     holds()
@@ -146,9 +345,9 @@ def check_ranking(loss) -> None:
 def check_violated_pairs(loss) -> None:
     """RR-2: +1 to p_i, -1 to p_j; 0 at exact ties of scores."""
 
-    @common.forall(test_rrhf.GROUPS)
+    @common.forall(RANKED)
     def holds(case):
-        _, slopes = common.value_and_gradients(loss, case, test_rrhf.PAIRED)
+        _, slopes = common.value_and_gradients(loss, case, SCORES)
         points, rewards = case["scores"].tolist(), case["rewards"].tolist()
         expected = torch.zeros_like(case["scores"])
         for n in range(len(points)):
@@ -161,78 +360,131 @@ def check_violated_pairs(loss) -> None:
     holds()
 
 
+def check_what_ranking_does_not_see(loss) -> None:
+    """RR-3: p + c, rising maps of the rewards, the order of answers; degree 1 in p."""
+
+    @common.forall(RANKED, examples=15)
+    def holds(case):
+        points, rewards = case["scores"], case["rewards"]
+        value = loss(scores=points, rewards=rewards)
+        close(loss(scores=points + 3.0, rewards=rewards), value, atol=1e-9)
+        for risen in (rewards.exp(), 5 * rewards - 2, rewards**3):
+            close(loss(scores=points, rewards=risen), value)
+        close(loss(scores=points.roll(1, 1), rewards=rewards.roll(1, 1)), value)
+        close(loss(scores=2.5 * points, rewards=rewards), 2.5 * value, atol=1e-9)
+
+    holds()
+
+
+def check_more_answers_cost_no_less(loss) -> None:
+    """RR-4: the loss is a sum over pairs, not their mean."""
+
+    @common.forall(RANKED, examples=20)
+    def holds(case):
+        fewer = {name: x[:, :-1] for name, x in case.items()}
+        assert loss(**case) >= loss(**fewer) - 1e-12
+
+    holds()
+
+
 def check_ties_ask_for_nothing(loss) -> None:
     """RR-4."""
     for margin in (0.0, 1.0):
-        tied = {**test_rrhf.GROUP, "rewards": torch.full((2, 3), 0.1).double()}
+        tied = {**RANKS, "rewards": torch.full((2, 3), 0.1).double()}
         value, slopes = common.value_and_gradients(
-            partial(loss, margin=margin), tied, test_rrhf.PAIRED
+            partial(loss, margin=margin), tied, SCORES
         )
         assert value == 0 and (slopes["scores"] == 0).all()
 
 
-def check_imitation(loss) -> None:
-    """RR-6: the tokens of the best answers, and nothing of any other slot."""
-    leaf = test_rrhf.CASE["logprobs"].clone().requires_grad_()
-    rewards = test_rrhf.CASE["rewards"].view(2, 2)
-    close(loss(leaf, rewards, test_rrhf.CASE["mask"]), 7 / 5)
-    common.check_mask_is_inert(test_rrhf.pairwise(loss), test_rrhf.CASES)
+def check_first_of_the_best(best_answers) -> None:
+    """RR-6: one with the highest reward, of equals the first; none at 0 or less."""
 
-
-# rejection sampling
-
-
-def check_all_above_0(select) -> None:
-    """Right is what earned more than 0."""
-
-    @common.forall(strategies.groups(), examples=20)
+    @common.forall(BINARY | GRADED, examples=20)
     def holds(rewards):
-        kept = test_rejection_sampling.chosen(select, rewards)
-        assert kept.tolist() == [[r > 0 for r in row] for row in rewards.tolist()]
+        chosen = best_answers(rewards).tolist()
+        for row, picks in zip(rewards.tolist(), chosen, strict=True):
+            best = row.index(max(row))
+            assert picks == [i == best and row[i] > 0 for i in range(len(row))]
 
     holds()
 
 
-def check_one_best_answer(select) -> None:
-    """BON-6: exactly one of the best of each problem, none where nothing is right."""
+def check_imitation(loss) -> None:
+    """RR-6: the tokens of the best answers, each alike, and nothing of any other slot;
+    where nothing is right, nothing."""
+    mask, rewards = ANSWERS["mask"], ANSWERS["rewards"].view(2, 2)
+    best = (mask & (ANSWERS["rewards"] > 0)[:, None]).double()
+    for paid, value, slope in ((rewards, 7 / 5, -1 / 5), (-rewards, 0.0, 0.0)):
+        leaf = ANSWERS["logprobs"].clone().requires_grad_()
+        cost = loss(leaf, paid, mask)
+        close(cost, value)
+        close(torch.autograd.grad(cost, leaf)[0], slope * best)
+    common.check_mask_is_inert(pairwise(loss), JUDGED)
 
-    @common.forall(st.tuples(strategies.groups(), st.integers(0, 9)), examples=20)
-    def holds(drawn):
-        rewards, seed = drawn
-        best = test_rejection_sampling.chosen(select, rewards, seed)
-        answered = (rewards > 0).any(1)
-        assert torch.equal(best.sum(1), answered.long())
-        assert (rewards[best] == rewards.amax(1)[answered]).all()
+
+def drawn_twice(loss, **options):
+    """A loss of two draws as answers to one problem."""
+
+    def of_draws(rows, logprobs, mask):
+        rewards = RIGHT[rows][None].double()
+        return loss(logprobs=logprobs, rewards=rewards, mask=mask, **options)
+
+    return of_draws
+
+
+def lacking(logits, divisor, margin):
+    """2 Σ π(a) π(b) (p_a - p_b) over the right a and wrong b that it hardly leads."""
+    sums = world.sequence_logprobs(logits)
+    points, chances = sums / divisor, sums.exp().detach()
+    leads = points[:, None] - points  # (15, 15)
+    pairs = RIGHT[:, None] & ~RIGHT & (leads < margin)
+    return 2 * (chances[:, None] * chances * leads)[pairs].sum()
+
+
+def check_lifts_right_over_wrong(loss) -> None:
+    """Of two draws, in expectation, the ranking lifts each right answer over each wrong
+    one that it does not lead by the margin, as often as the two are drawn together."""
+    for scoring, divisor in ((rrhf.scores, world.LENGTHS), (rrhf.summed_scores, 1)):
+        for margin in (0.0, 0.4):
+            whole = partial(lacking, divisor=divisor, margin=margin)
+            terms = {"sft_weight": 0.0, "scoring": scoring, "margin": margin}
+            actual = ascent(drawn_twice(loss, **terms))
+            close(actual, world.gradient(whole, LOGITS))
+            assert actual.norm() > 0.01
+
+
+def check_imitates_the_first_right_answer(loss) -> None:
+    """What sft_weight adds: of two draws the log-probability of the first right one,
+    per token."""
+
+    def imitated(logits):
+        sums = world.sequence_logprobs(logits)
+        chances = sums.exp().detach()
+        once = (chances * sums / world.LENGTHS)[RIGHT].sum()
+        return once * (1 + chances[~RIGHT].sum())  # the first, or second to a wrong one
+
+    both, ranked = (ascent(drawn_twice(loss, sft_weight=w)) for w in (2.0, 0.0))
+    close(both - ranked, 2 * world.gradient(imitated, LOGITS))
+
+
+def check_parts_of_whole_problems(loss) -> None:
+    """C-4: each part divided by the batch's problems and by its tokens to imitate."""
+    four_answers = JUDGED.filter(lambda case: len(case["mask"]) == 4)
+
+    @common.forall(four_answers, examples=15)
+    def holds(case):
+        of_rows = partial(pairwise(loss), margin=0.3)
+        whole = common.value_and_gradients(of_rows, case)
+        best = rrhf.best_answers(case["rewards"].view(-1, 2)).flatten()
+        counts = 2, max(int(case["mask"][best].sum()), 1)
+        value, slopes = torch.zeros(()), []
+        for i in (0, 2):
+            counted = partial(of_rows, counts=counts)
+            part = common.rows_of(case, slice(i, i + 2))
+            part_value, part_slopes = common.value_and_gradients(counted, part)
+            value = value + part_value
+            slopes.append(part_slopes["logprobs"])
+        common.assert_same((value, {"logprobs": torch.cat(slopes)}), whole, "parts")
 
     holds()
-
-
-def check_ties_by_lot(select) -> None:
-    """Of 3 equals in 4,000 groups each is taken as often, within 6 sigma."""
-    rewards = torch.tensor([[0.0, 1.0, 1.0, 1.0]]).expand(4000, -1)
-    lengths = torch.ones_like(rewards, dtype=torch.int64)
-    first, *equals = select(rewards, lengths, generator()).sum(0).tolist()
-    assert first == 0 and sum(equals) == 4000
-    assert all(abs(x - 4000 / 3) < 6 * math.sqrt(4000 * 2 / 9) for x in equals)
-
-
-def check_as_many_tokens(select) -> None:
-    """The control has the tokens of all right answers, and up to one answer more."""
-
-    @common.forall(st.tuples(strategies.groups(), st.integers(0, 9)), examples=20)
-    def holds(drawn):
-        rewards, seed = drawn
-        lengths = test_rejection_sampling.lengths_for(rewards)
-        kept = select(rewards, lengths, generator(seed))
-        wanted, held = lengths[rewards > 0].sum(), lengths[kept].sum()
-        assert wanted <= held
-        assert not kept.any() or held - lengths[kept].max() < wanted
-
-    holds()
-
-
-def check_pool_of_all_rounds(keep) -> None:
-    """Both rounds' answers; and the pool that was is left as it was."""
-    a, b = [([1], [2])], [([3], [4, 5])]
-    assert keep(a, b) == [([1], [2]), ([3], [4, 5])]
-    assert len(a) == len(b) == 1
