@@ -63,6 +63,13 @@ def test_no_room_imports_a_room_that_imports_it():
     assert order[-1] == "course" and set(order) == needs.keys()
 
 
+def test_properties_import_no_test():
+    """Or no file of tests could be changed without them."""
+    for path in (ROOT / "tests" / "properties").glob("*.py"):
+        for name, _ in imports(path):
+            assert "test_" not in name, f"{path.name} imports {name}"
+
+
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 def test_a_lesson_imports_no_lesson(path):
     for name, _ in imports(path):
