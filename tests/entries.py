@@ -6,11 +6,22 @@ beside these stand the properties that are its own. tests/test_losses.py runs th
 and tests/mutants.py shows that they have force.
 
 What tests/golden.py says of a function is not said again here: which arguments are
-log-probabilities, which of them it is differentiated by, which options there are. A new
-function needs its equation there and an entry here:
+log-probabilities, which of them it is differentiated by, which options there are. So a
+new function needs
+
+1. its equation in tests/golden.py: `@vectors(..., Batches(...))` where it has a mask,
+   `Groups(...)` where it has rewards (P, K), cases of its own otherwise;
+2. `python -m tests.golden`, which writes the cases into data/golden;
+3. an entry here, such as
 
     Entry(ppo.policy_loss, count=live_rows, setting=1, refuses=BAND,
           owes=[check_where_the_clip_lets_go])
+
+4. what makes it what it is, as a property in tests/properties/, and a wrong version or
+   two in tests/mutants.py that the property kills.
+
+With neither `Batches` nor `Groups`, nor calls `drawn` here, it meets its golden vectors
+and its own properties alone; what it refuses is then to be said in test_refusals.py.
 """
 
 import random
@@ -185,7 +196,8 @@ class Entry:
             parts = partial(common.check_microbatches, count=self.count)
             checks.append(on_cases(parts, trainable=trained))
             checks.append(on_cases(common.check_duplication, trainable=trained))
-        if "mask" in self.call or len(self.call) > 2:
+        shapes = [x.shape for x in self.call.values()]
+        if len(set(shapes)) < len(shapes):  # two of them go together
             checks.append(partial(common.check_shapes_refused, case=self.call))
         return checks
 
@@ -419,7 +431,8 @@ ENTRIES = [
         drawn=logprobs.LOGITS,
         fixed_call=TWO_LOGITS,
         owes=[logprobs.check_exact_kl, logprobs.check_sure_choices],
-        without=[common.check_types_refused],  # half precision is lifted
+        # Half precision is lifted, and there may be any number of choices.
+        without=[common.check_types_refused, common.check_shapes_refused],
     ),
     Entry(
         lp.probability_ratio,
@@ -812,6 +825,7 @@ ENTRIES = [
             preferences.check_starts_as_a_policy_gradient,
             preferences.check_at_the_reference,
             preferences.check_slope_anywhere,
+            preferences.check_margins_of_any_size,
             preferences.check_only_the_margin_counts,
             preferences.check_beta_scales_the_margin,
             preferences.check_a_swap_adds_beta_h,

@@ -203,6 +203,8 @@ def vectors(name: str, draw: Callable, by: str = ""):
     """Register what follows as the oracle of module.function."""
 
     def register(oracle):
+        if oracle.__name__ in globals():
+            raise NameError(f"{name}: there is a {oracle.__name__} here already")
         equation = " ".join(oracle.__doc__.split())
         VECTORS[name] = Vectors(equation, oracle, draw, by.split())
         return oracle

@@ -1353,6 +1353,17 @@ def dpo_loss_over_beta(beta, **call):
     return dpo.dpo_loss(**call, beta=beta) / beta
 
 
+@imitates(dpo.dpo_loss, "margins_of_any_size")
+def dpo_loss_by_two_steps(per_pair=dpo.logistic, **call):
+    """-log(sigmoid(x)) is inf where the loss is 1000."""
+
+    def by_two_steps(h, beta):
+        return -torch.log(torch.sigmoid(beta * h))
+
+    plain = by_two_steps if per_pair is dpo.logistic else per_pair
+    return dpo.dpo_loss(**call, per_pair=plain)
+
+
 @imitates(dpo.logistic, "any_margin")
 def logistic_by_two_steps(h, beta):
     """-log(sigmoid(x)) is inf where the loss is 1000."""

@@ -24,18 +24,36 @@ def reinforce_loss(logprobs, advantages, mask, count=None):
 def logistic(h, beta):
     return torch.nn.functional.softplus(-beta * h)
 
-def of_another_name(x):
-    return x
+def logistics(h, beta):
+    return h
+"""
+
+# Without an option of ours, without a look at the inputs; and right.
+BARE = """
+from __future__ import annotations
+from dataclasses import dataclass
+import torch
+
+@dataclass
+class Unused:
+    x: int = 0
+
+def ranking_loss(scores, rewards, count=None):
+    r = rewards.detach()
+    pairs = r[:, :, None] < r[:, None, :]
+    gaps = torch.where(pairs, scores[:, :, None] - scores[:, None, :], 0.0)
+    return torch.relu(gaps).sum() / (len(scores) if count is None else count)
 """
 
 WRONG = """
-import torch
-
 def sft_loss(logprobs, mask):
     return -(logprobs * mask).sum() / mask.sum()
 
 def leave_one_out(rewards):
     return rewards - rewards.mean(1, keepdim=True)
+
+def gae(rewards, values, gamma, lam):
+    return rewards
 """
 
 
@@ -49,33 +67,44 @@ def file(tmp_path):
     return write
 
 
-def broken(path: Path) -> dict[str, set[str]]:
-    """The properties that each function breaks."""
+def outcomes(path: Path) -> dict[str, dict[str, str]]:
+    """What became of the properties of each function."""
     found = {}
-    for verdict in your_losses.judge(path):
-        found.setdefault(verdict.function, set())
-        if verdict.complaint:
-            found[verdict.function].add(common.name_of(verdict.check))
+    for name, function in your_losses.functions_of(your_losses.load(path)).items():
+        for entry in your_losses.meant(name, function):
+            verdicts = your_losses.judge(function, entry)
+            found[entry.name] = {
+                common.name_of(each.check): each.outcome for each in verdicts
+            }
     return found
 
 
 def test_right_functions_hold(file):
     """Of several entries of one name the arguments decide; other names are let be."""
-    assert broken(file(RIGHT)) == {
-        "reinforce.reinforce_loss": set(),
-        "dpo.logistic": set(),
-    }
+    found = outcomes(file(RIGHT))
+    assert found.keys() == {"reinforce.reinforce_loss", "dpo.logistic"}
+    assert {each for some in found.values() for each in some.values()} == {"holds"}
+
+
+def test_what_it_does_not_take_and_does_not_refuse_is_no_bug(file, capsys):
+    """And a file may hold what a module may hold."""
+    (found,) = outcomes(file(BARE)).values()
+    assert set(found.values()) == {"holds", "lax", "skipped"}
+    assert found["check_golden_vectors"] == found["check_microbatches"] == "holds"
+    assert found["check_shapes_refused"] == "lax"
+    assert found["check_options_matter"] == "skipped"
+    assert your_losses.main(file(BARE)) == 0
+    assert "(you have no `margin`)" in capsys.readouterr().out
 
 
 def test_wrong_functions_are_found_by_what_is_wrong_with_them(file):
-    """An option that is not taken is not asked about where ours has its default."""
-    found = broken(file(WRONG))
-    assert found.keys() == {"sft.sft_loss", "rloo.leave_one_out"}
-    assert "check_mask_is_inert" in found["sft.sft_loss"]
-    assert found["sft.sft_loss"].isdisjoint({"check_pure", "check_float32"})
-    assert "check_gradient_reaches" in found["sft.sft_loss"]  # for its lack of `count`
-    assert "check_unbiased_in_groups" in found["rloo.leave_one_out"]
-    assert "check_no_gradient_to" in found["rloo.leave_one_out"]
+    found = outcomes(file(WRONG))
+    sft, others = found["sft.sft_loss"], found["rloo.leave_one_out"]
+    assert sft["check_mask_is_inert"] == "BROKEN"
+    assert sft["check_pure"] == sft["check_every_token_counts_alike"] == "holds"
+    assert sft["check_microbatches"] == "skipped"
+    assert others["check_unbiased_in_groups"] == "BROKEN"
+    assert others["check_no_gradient_to"] == others["check_golden_vectors"] == "BROKEN"
 
 
 def test_the_command_prints_a_table(file):
@@ -84,18 +113,29 @@ def test_the_command_prints_a_table(file):
     assert out.returncode == 1, out.stderr
     lines = out.stdout.splitlines()
     assert "rloo.leave_one_out" in lines and "sft.sft_loss" in lines
-    assert "  holds   pure" in lines
-    (line,) = [x for x in lines if "BROKEN  mask_is_inert" in x]
-    assert "what lies in masked slots changes neither value nor gradient" in line
-    assert lines[-1].startswith("my_losses.py: ")
+    at = lines.index("  BROKEN  mask is inert")
+    assert "masked slots changes neither value nor gradient" in lines[at + 1]
+    takes = "it takes rewards, values, gamma, lam; ours also token_rewards, mask"
+    assert f"  BROKEN  {takes}" in lines
+    assert any("Greatest absolute difference" in line for line in lines)
 
 
-def test_no_file_is_one_line_and_exit_2(capsys):
-    assert mutants.main(["nowhere.py"]) == 2
+def test_a_name_that_is_nearly_ours_is_pointed_out(file, capsys):
+    your_losses.main(file(RIGHT))
+    assert "logistics (did you mean logistic?)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (None, "no such file"),
+        ("def broken(:", "cannot be imported: SyntaxError"),
+        ("raise SystemExit('no')", "cannot be imported: SystemExit"),
+        ("def mine(x): return x", "no function has the name of one of ours"),
+    ],
+)
+def test_what_cannot_be_judged_is_one_line_and_exit_2(file, capsys, text, says):
+    path = "nowhere.py" if text is None else file(text)
+    assert mutants.main([str(path)]) == 2
     said = capsys.readouterr().err
-    assert "nowhere.py is no file" in said and len(said.splitlines()) == 1
-
-
-def test_a_file_without_a_function_of_ours_is_refused(file, capsys):
-    assert your_losses.main(file("def mine(x): return x")) == 2
-    assert "reinforce_loss" in capsys.readouterr().err
+    assert says in said and len(said.splitlines()) == 1

@@ -108,7 +108,7 @@ def check_scores_one_by_one(score, temperature=1.0) -> None:
 
 
 def check_scores_at_temperature(score) -> None:
-    """GEN-8."""
+    """GEN-8: scored at a temperature, as it was sampled."""
     check_scores_one_by_one(partial(score, temperature=0.5), temperature=0.5)
 
 

@@ -793,7 +793,8 @@ SPREAD = strategies.batches(shape=(2, 4), x=near)
 
 
 def check_whitening(scale) -> None:
-    """WH-1 to WH-4."""
+    """WH-1 to WH-4: over live slots the mean is 0 and the variance, divided by their
+    number, 1; order and masked slots stay as they are."""
 
     @common.forall(SPREAD)
     def holds(case):

@@ -171,6 +171,15 @@ def check_a_swap_adds_beta_h(loss) -> None:
     holds()
 
 
+def check_margins_of_any_size(loss) -> None:
+    """DPO-8: pairs told apart by 10,000 nats, or mistaken by as much, cost max(0, -h),
+    with slopes that are finite."""
+    for h in (-1e4, -1000.0, 1000.0, 1e4):
+        value, slopes = at(h, 1.0, loss)
+        assert math.isclose(value, max(-h, 0.0), abs_tol=1e-9), f"{value} at h = {h}"
+        assert all(map(math.isfinite, slopes)), f"slopes {slopes} at h = {h}"
+
+
 def check_any_margin(shape) -> None:
     """DPO-8: finite, where -log(sigmoid(x)) would be inf; and log(1 + e^-beta h)."""
     for h in (-1e4, -1000.0, 1000.0, 1e4):
@@ -388,7 +397,7 @@ def check_more_answers_cost_no_less(loss) -> None:
 
 
 def check_ties_ask_for_nothing(loss) -> None:
-    """RR-4."""
+    """RR-4: answers that earned the same ask for nothing, whatever the margin."""
     for margin in (0.0, 1.0):
         tied = {**RANKS, "rewards": torch.full((2, 3), 0.1).double()}
         value, slopes = common.value_and_gradients(
