@@ -169,6 +169,9 @@ class Entry:
             generic = list(map(under_its_setting, self.of_its_kind()))
             generic += self.of_its_options()
             left_out = [common.name_of(check) for check in self.without]
+            unknown = set(left_out) - {common.name_of(check) for check in generic}
+            if unknown:
+                raise ValueError(f"{self.name} would not meet {unknown} anyway")
             for check in generic:
                 if common.name_of(check) not in left_out:
                     checks.append(self.by_tensors(check))
@@ -296,14 +299,13 @@ SELECTED = strategies.groups().map(
     lambda rewards: {"rewards": rewards, "lengths": imitation.lengths_for(rewards)}
 )
 TO_SELECT = {"rewards": TRIPLES, "lengths": torch.tensor([[2, 3, 1], [4, 4, 2]])}
-NO_SLOPES = [
+LOTS = {"called_as": with_lots, "drawn": SELECTED, "fixed_call": TO_SELECT}
+LOTS["without"] = [  # lots go by place, and choices are bools
     common.check_permutation,
+    common.check_no_gradient_to,
     common.check_float32,
     common.check_types_refused,
-    common.check_shapes_refused,
 ]
-LOTS = {"called_as": with_lots, "drawn": SELECTED, "fixed_call": TO_SELECT}
-LOTS["without"] = [*NO_SLOPES, common.check_no_gradient_to]
 PAIR = {
     name: table(name, 3, low=-5.0, high=0.0)
     for name in (*preferences.OWN, *preferences.REF)
@@ -319,8 +321,6 @@ BY_PROBLEM["without"] = [common.check_permutation, common.check_shapes_refused]
 ROUNDED = [common.check_float32]
 # A violated pair has two answers, and others may be in none.
 SOME_MOVE = [common.check_gradient_reaches]
-# The weights that a mask alone decides: their caller has looked at it.
-OF_THE_MASK = [common.check_shapes_refused]
 # A term of GRPO takes `old`, whether it reads it or not.
 UNREAD = [common.check_shapes_refused, common.check_types_refused]
 
@@ -628,7 +628,6 @@ ENTRIES = [
         grpo.group_advantages,
         defaults={"epsilon": 1e-4},
         refuses={"epsilon": (-1e-9, nan, inf)},
-        without=ROUNDED,
         owes=[
             policy_gradients.check_golden_advantages,
             policy_gradients.check_own_group_only,
@@ -642,7 +641,6 @@ ENTRIES = [
         grpo.per_sequence,
         by_row=False,
         options=[{"max_new_tokens": 9}],
-        without=OF_THE_MASK,
         owes=[
             partial(
                 policy_gradients.check_weights,
@@ -653,7 +651,6 @@ ENTRIES = [
     Entry(
         grpo.by_constant,
         by_row=False,
-        without=OF_THE_MASK,
         owes=[
             partial(
                 policy_gradients.check_weights, of_an_answer=policy_gradients.each_ninth
@@ -665,7 +662,6 @@ ENTRIES = [
         grpo.per_token,
         by_row=False,
         options=[{"max_new_tokens": 9}],
-        without=OF_THE_MASK,
         owes=[
             partial(
                 policy_gradients.check_weights,
@@ -797,10 +793,10 @@ ENTRIES = [
         dpo.conservative,
         drawn=preferences.MARGINS,
         fixed_call={"h": common.float64([1.0, -0.5])},
-        options=[{"beta": 0.5, "smoothing": 0.2}, {"beta": 0.5, "smoothing": 0.3}],
+        options=[{"beta": 0.5, "smoothing": 0.2}, {"beta": 0.7, "smoothing": 0.3}],
         defaults={"smoothing": 0.1},
         refuses={"smoothing": (-0.1, 0.5, 1.0, nan)},
-        without=NO_SLOPES,
+        without=[common.check_types_refused],  # its caller has looked
         owes=[
             preferences.check_smoothing_adds_a_line,
             preferences.check_lowest_point,
@@ -858,7 +854,7 @@ ENTRIES = [
     Entry(
         rrhf.best_answers,
         owes=[preferences.check_first_of_the_best],
-        without=NO_SLOPES,
+        without=[common.check_float32, common.check_types_refused],
     ),
     Entry(
         rrhf.sft_loss,

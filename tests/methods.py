@@ -463,7 +463,11 @@ METHODS = {
         },
         everything={"lr": 2e-3, "margin": 0.1},
         flips={"ranking_loss": RANKING, "sft_loss": {}},
-        variants={"both": {}, "ranking alone": RANKING},
+        variants={
+            "both": {},
+            "ranking alone": RANKING,
+            "by sums": {"scoring": rrhf.summed_scores},
+        },
         shuffled=RANKING,
         changed={"prompts": 6, "batch": 1},
         gaps={

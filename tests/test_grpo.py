@@ -255,6 +255,14 @@ def test_a_minibatch_is_weighed_by_itself(reduction):
     assert metrics["loss"] == pytest.approx(-1, abs=1e-5)
 
 
+def test_dr_grpo_divides_by_the_budget():
+    """With A = 1 and ratios at 1 the loss is -length / max_new_tokens, on average."""
+    config = replace(CONFIG, minibatches=3, updates=1, lr=0.0)
+    more = {"advantage": torch.ones_like, "reduction": by_constant}
+    (metrics,) = run(base(), config, **more)
+    assert metrics["loss"] == pytest.approx(-metrics["length"] / 3, abs=1e-5)
+
+
 def test_groups_without_a_difference_are_counted_and_move_nothing():
     """In float32 0.1, whose mean is not 0.1; T55: the loss is 0 when they are dead."""
     policy = base()
@@ -297,6 +305,22 @@ def test_ratio_k3_and_k2_are_one_gradient_at_ratio_1():
             total = term(logprobs, old, ref, mask).sum()
             slopes.append(torch.autograd.grad(total, logprobs)[0])
         assert torch.allclose(*slopes, atol=1e-5) == same
+
+
+def test_a_kl_term_is_given_the_log_probs_of_the_draw(monkeypatch):
+    """Throughout the passes, as the clip is: the ratio in it is that of the step."""
+    losses = training.spied(monkeypatch, grpo, "clipped_loss")
+    olds = []
+
+    def watching(logprobs, old, ref, mask):
+        olds.append(old)
+        return k3_term(logprobs, old, ref, mask)
+
+    config = replace(CONFIG, epochs=3, updates=1, beta=0.1)
+    list(run(base(), config, reference=base(), kl_term=watching))
+    assert len(olds) == len(losses) > 3
+    for old, (args, _) in zip(olds, losses, strict=True):
+        assert torch.equal(old, args[1])
 
 
 def test_every_kl_term_is_used():

@@ -284,14 +284,47 @@ def test_the_loss_of_a_separate_critic_does_not_reach_the_policy():
         assert torch.equal(*ends) == same
 
 
-def test_the_price_of_kl_adapts_and_is_remembered():
+def test_the_price_of_kl_adapts_and_is_remembered(monkeypatch):
     """KL-12: by the KL that is reported; `beta` is the price from here on."""
     state = {}
+    paid = training.spied(monkeypatch, ppo, "shape_token_rewards")
     adapt = partial(adapt_beta, target=0.05, horizon=50, completions=12)
     config = replace(CONFIG, beta=0.2, updates=4)
     steps = run(base(), config, reference=base(), next_beta=adapt, state=state)
     beta = 0.2
     for row in steps:
+        assert paid[-1][0][-1] == beta
         beta = adapt(beta, row["kl"])
         assert row["beta"] == beta == state["beta"]
     assert beta != 0.2
+
+
+def test_the_last_step_is_reported(monkeypatch):
+    """approx_kl: mean k3 of π_old from π; clip_fraction: the share without a slope."""
+    losses = training.spied(monkeypatch, ppo, "policy_loss")
+    band = {"eps_low": 0.001, "eps_high": 0.001}
+    config = replace(CONFIG, **band, epochs=3, minibatches=3, updates=1, lr=1e-3)
+    config = replace(config, micro_batch=99)
+
+    def in_turns(A, mask):
+        """Equal answers are wished up and down: some go against what is wished."""
+        signs = 1.0 - 2.0 * (torch.arange(len(A)) % 2)
+        return torch.where(mask, signs[:, None], 0.0)
+
+    (metrics,) = run(base(), config, scale=in_turns)
+    (logprobs, old, A, mask, *rest), _ = losses[-1]
+    leaf = logprobs.detach().clone().requires_grad_()
+    (slope,) = torch.autograd.grad(policy_loss(leaf, old, A, mask, *rest), leaf)
+    still = ((slope == 0) & (A != 0))[mask].double().mean().item()
+    d = (leaf.detach() - old)[mask]
+    assert metrics["clip_fraction"] == pytest.approx(still) and still > 0
+    assert metrics["approx_kl"] == pytest.approx(
+        (d.expm1() - d).mean().item(), rel=1e-3
+    )
+
+
+def test_it_may_stop_within_an_epoch():
+    """At the second of two minibatches, the last step of all."""
+    config = replace(CONFIG, epochs=1, minibatches=2, kl_stop=1e-9, updates=1)
+    (metrics,) = run(base(), config)
+    assert metrics["epochs_done"] == 0.5 and metrics["stopped_early"] == 1

@@ -310,7 +310,8 @@ refuse(lp.token_logprobs, scoring, temperature=HEATS)
 refuse_slots(lp.check_live, {"name": "x", **ONE}, "x")
 call = {"name": "x", "x": NEW, "mask": MASK}
 refuse_slots(lp.check_logprobs, call, "x")
-refuse(lp.check_logprobs, call, detail=r"\[0, 1\]", x={"above 0": spoiled(NEW, 0.01)})
+above = {"above 0": spoiled(NEW, 0.01), "and not by rounding": spoiled(NEW, 1e-5)}
+refuse(lp.check_logprobs, call, detail=r"\[0, 1\]", x=above)
 refuse_slots(lp.check_rows, {"name": "x", "x": EARNED, "mask": MASK}, "x")
 refuse_mask(lp.check_mask, {}, MASK, alone=True)
 call = {"first": X, "x": Y}

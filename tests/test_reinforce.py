@@ -21,6 +21,7 @@ from tests.toy import (
     judged,
     row_nats,
     stretched,
+    yes,
 )
 
 # Part 1: the expected gradient, over 15 responses (tests/enumeration.py)
@@ -116,3 +117,26 @@ def test_the_moving_average_remembers_earlier_batches():
     assert [row["baseline"] for row in metrics] == pytest.approx(expected, abs=1e-6)
     assert state["memory"] == pytest.approx(memory, abs=1e-6)
     assert len(set(rewards)) > 2
+
+
+def test_the_moving_average_is_of_what_is_paid_and_may_be_0():
+    """Of shaped rewards; a first batch that earned nothing is remembered as any is."""
+    calls = []
+
+    def first_never(problems, texts):
+        calls.append(len(texts))
+        return [float(text == "y" and len(calls) > 1) for text in texts]
+
+    more = {"reference": stretched(), "beta": 0.5, "updates": 3}
+    for reward, changes in ((first_never, {"updates": 3}), (None, more)):
+        state, seen = {}, []
+
+        def watch(rewards, memory, seen=seen):
+            seen.append(rewards.mean().item())
+            return moving_average(rewards, memory)
+
+        steps = run(base(), None, reward or yes, baseline=watch, state=state, **changes)
+        memory = None
+        for _ in steps:
+            memory = seen[-1] if memory is None else 0.8 * memory + 0.2 * seen[-1]
+            assert state["memory"] == pytest.approx(memory, abs=1e-6)

@@ -7,6 +7,7 @@ in its own file: an update by hand, above all.
 import json
 import math
 import os
+import pkgutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -17,9 +18,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from minialign import checkpoint
+from minialign import algorithms, checkpoint
 from tests.methods import METHODS, Method, another, start
 from tests.properties import training
+from tests.toy import base, stretched
 
 DRAWING = {name: each for name, each in METHODS.items() if each.draws}
 PRICED = {name: each for name, each in DRAWING.items() if each.price}
@@ -48,6 +50,11 @@ def learns(method: Method, changes: dict) -> bool:
 def begun(method: Method, **changes) -> training.Begin:
     """Of a state: the metrics of a run with everything switched on."""
     return lambda state: start(method, state, **changes)[1]
+
+
+def test_every_algorithm_has_an_entry():
+    modules = pkgutil.iter_modules(algorithms.__path__)
+    assert METHODS.keys() == {module.name for module in modules}
 
 
 # Learning
@@ -154,6 +161,27 @@ def test_the_reference_too_is_read_in_parts(method):
     training.check_reference_in_parts(method.run, updates=2)
 
 
+# Several steps a draw
+
+STEPPING = {
+    name: each for name, each in DRAWING.items() if "epochs" in vars(each.config)
+}
+
+
+@of(STEPPING)
+def test_every_step_is_a_step_of_its_own(method):
+    """At rates of 0 each pass over the same answers is the first once more: no gradient
+    is left over from the step before, and the price on the KL is in each."""
+    still = {**dict.fromkeys(method.rates, 0.0), "beta": 0.5}
+    once, thrice = (
+        next(method.run(stretched(), reference=base(), epochs=epochs, **still))
+        for epochs in (1, 3)
+    )
+    for name in ("loss", "grad_norm"):
+        assert thrice[name] == pytest.approx(once[name], rel=1e-4, abs=1e-6)
+    assert once["grad_norm"] > 0.01
+
+
 # A reference
 
 
@@ -190,7 +218,7 @@ def test_resuming_gives_the_same_bits(method, changes, tmp_path):
 
 CONTINUE = """
 import json, sys, torch
-from minialign import checkpoint
+from minialign import algorithms, checkpoint
 from tests.methods import METHODS, start
 torch.set_num_threads(1)
 rest = {}
