@@ -246,6 +246,15 @@ def test_a_pass_deals_every_answer_once():
     training.assert_same_bits(step, rollout.micro_batches(3))
 
 
+def test_the_gradient_norm_is_the_mean_over_steps(monkeypatch):
+    norms = training.spied(monkeypatch, torch.nn.utils, "clip_grad_norm_")
+    config = replace(CONFIG, epochs=3, updates=1, lr=0.05)
+    (metrics,) = run(base(), config)
+    lengths = [norm.item() for _, norm in norms]
+    assert len(lengths) == 3 and max(lengths) > 1.05 * min(lengths)
+    assert metrics["grad_norm"] == pytest.approx(sum(lengths) / 3)
+
+
 @pytest.mark.parametrize("reduction", [per_sequence, per_token])
 def test_a_minibatch_is_weighed_by_itself(reduction):
     """C-3: with A = 1 everywhere and ratios at 1, the loss of each step is -1."""

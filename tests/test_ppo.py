@@ -194,6 +194,23 @@ def test_it_stops_an_update_that_has_moved_too_far():
     assert untouched["stopped_early"] == 0 and untouched["epochs_done"] == 3
 
 
+def test_after_it_has_stopped_it_looks_at_no_answer_again(monkeypatch):
+    """Three steps are planned; the second looks, and is not taken."""
+    looks = training.spied(monkeypatch, ppo, "policy_loss")
+    config = replace(CONFIG, epochs=3, kl_stop=1e-9, updates=1, micro_batch=99)
+    list(run(base(), config))
+    assert len(looks) == 2
+
+
+def test_what_was_earned_is_discounted():
+    """The critic is judged by what it should have guessed."""
+    explained = []
+    for gamma in (1.0, 0.5):
+        config = replace(CONFIG, gamma=gamma, updates=1)
+        explained.append(next(run(base(), config, critic=opinionated)))
+    assert explained[0]["explained_variance"] != explained[1]["explained_variance"]
+
+
 def test_each_epoch_uses_each_answer_once(monkeypatch):
     """PPO-9, in another order each time; divided by the minibatch, not its parts."""
     drawn = training.spied(monkeypatch, ppo, "generate")

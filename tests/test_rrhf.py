@@ -159,6 +159,24 @@ def test_problems_are_asked_in_order_and_every_batch_is_learnt_from(monkeypatch)
     assert len(set(rewards[:4])) == 1
 
 
+def test_a_round_begins_with_all_its_batches():
+    """What the round before left over is of answers that are gone."""
+    state, learnt = {}, []
+    for _ in run(base(), CONFIG, updates=3, state=state):
+        learnt.append(len(state["order"]))
+    assert learnt == [1, 0, 1] * 2
+
+
+def test_what_is_shown_is_scored_as_what_is_trained():
+    """Sums of nats lie below means of the same answers."""
+    shown = []
+    for scoring in (rrhf.scores, rrhf.summed_scores):
+        metrics = next(run(base(), CONFIG, scoring=scoring))
+        shown.append((metrics["score_right"], metrics["score_wrong"]))
+    (right, wrong), (right_sum, wrong_sum) = shown
+    assert right_sum < right - 0.1 and wrong_sum < wrong - 0.1
+
+
 def test_a_round_takes_its_answers_from_the_policy_of_its_start(monkeypatch):
     """Own answers, iterated: the second round's come from a policy that has learnt."""
     drawn = training.spied(monkeypatch, rrhf, "generate")
