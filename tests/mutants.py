@@ -10,7 +10,7 @@ those of its entry in tests/entries.py, and no others. Which of them kill it is 
     python tests/mutants.py --source        every slip that the source allows, in turn
     python tests/mutants.py --checks        every check of the source, left out in turn
 
-The last takes a minute, the one before some minutes; both take a module or a function.
+The last takes seconds, the one before minutes; both take a module or a function.
 """
 
 import argparse
