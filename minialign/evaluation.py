@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from minialign.checks import check_rows
 from minialign.logprobs import (
     Model,
-    check_rows,
     exact_kl,
     masked_sum,
     token_logprobs,
@@ -353,9 +353,7 @@ def summary(answers: Answers, *, seed: int = 0) -> dict[str, Estimate]:
     return {name: bootstrap(x.mean(1), seed=seed) for name, x in tables.items()}
 
 
-def style_shares(
-    problems: Sequence[Problem], texts: Sequence[str]
-) -> dict[str, float]:
+def style_shares(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, float]:
     """Share of each style among answers: text i answers problem i. Units: [0, 1].
 
     "other" is all else, second-skill answers too: the shares sum to 1.

@@ -282,9 +282,7 @@ def style_of(problem: Problem, text: str) -> str:
 # --- files --------------------------------------------------------------------------
 
 
-def read_problems(
-    path: str | Path, rejected: list[str] | None = None
-) -> list[Problem]:
+def read_problems(path: str | Path, rejected: list[str] | None = None) -> list[Problem]:
     """Problems from a JSONL file of ``{"question": ..., "answer": ...}`` rows.
 
     Reads GSM8K's own files as they are; the gold answer is extracted from `answer`.

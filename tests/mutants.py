@@ -43,9 +43,9 @@ from minialign.algorithms import (
     rrhf,
     sft,
 )
+from minialign.checks import check_mask
 from minialign.evaluation import best_of_n, measured_kl, pass_at_k
 from minialign.logprobs import (
-    check_mask,
     exact_kl,
     kl_k1,
     kl_k2,

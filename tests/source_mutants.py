@@ -67,7 +67,7 @@ ALSO_AN_INDEX = (
 # Survivors that compute the same, by their `key`. It names no line and outlives changes
 # elsewhere in the file; where its own text changes, somebody has to look again.
 EXPLAINED: dict[str, str] = {
-    "logprobs.token_logprobs: _check_temperature(temperature) -> pass": (
+    "logprobs.token_logprobs: check_temperature(temperature) -> pass": (
         "logprobs_from_logits looks at it too, only after a forward pass for nothing"
     ),
     "logprobs.logprobs_from_logits: logits[..., 0] -> logits[..., -1]": SHAPE_ALONE,
@@ -470,11 +470,8 @@ def functions(part: str) -> Iterator[tuple[ast.FunctionDef, FunctionType]]:
 
 
 def is_pure(function: FunctionType) -> bool:
-    """It is no training loop, and none of the checks that logprobs.py holds."""
-    name = function.__name__.lstrip("_")
-    only_refuses = name.startswith(("check", "refuse"))
-    of_logprobs = function.__module__ == logprobs.__name__
-    return name != "train" and not (of_logprobs and only_refuses)
+    """It is no training loop."""
+    return function.__name__ != "train"
 
 
 def source_mutants(part: str = "") -> list[Mutant]:

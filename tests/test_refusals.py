@@ -31,6 +31,7 @@ from torch import Tensor
 import minialign
 from minialign import (
     checkpoint,
+    checks,
     evaluation,
     model,
     plotting,
@@ -303,27 +304,38 @@ def scoring() -> dict:
     return {"model": still(), "tokens": TOKENS, "mask": CHOSEN}
 
 
-for function in (lp.token_logprobs, lp.check_tokens):
+for function in (lp.token_logprobs, checks.check_tokens):
     refuse_scoring(function, scoring)
 refuse(lp.token_logprobs, scoring, temperature=HEATS)
 
-refuse_slots(lp.check_live, {"name": "x", **ONE}, "x")
+refuse_slots(checks.check_live, {"name": "x", **ONE}, "x")
 call = {"name": "x", "x": NEW, "mask": MASK}
-refuse_slots(lp.check_logprobs, call, "x")
+refuse_slots(checks.check_logprobs, call, "x")
 above = {"above 0": spoiled(NEW, 0.01), "and not by rounding": spoiled(NEW, 1e-5)}
-refuse(lp.check_logprobs, call, detail=r"\[0, 1\]", x=above)
-refuse_slots(lp.check_rows, {"name": "x", "x": EARNED, "mask": MASK}, "x")
-refuse_mask(lp.check_mask, {}, MASK, alone=True)
+refuse(checks.check_logprobs, call, detail=r"\[0, 1\]", x=above)
+refuse_slots(checks.check_rows, {"name": "x", "x": EARNED, "mask": MASK}, "x")
+refuse_mask(checks.check_mask, {}, MASK, alone=True)
 call = {"first": X, "x": Y}
 bad = {"one column": X[:, :1], "one row": X[:1], "elsewhere": X.to("meta")}
-refuse(lp.check_shapes, call, x=bad)
-refuse(lp.check_shapes, call, first={"empty": X[:0]})
-refuse(lp.check_shapes, call, TypeError, x={"list": X.tolist(), "None": None})
+refuse(checks.check_shapes, call, x=bad)
+refuse(checks.check_shapes, call, first={"empty": X[:0]})
+refuse(checks.check_shapes, call, TypeError, x={"list": X.tolist(), "None": None})
+refuse(checks.check_temperature, {}, temperature=HEATS)
+call = {"name": "log_ratio", "exponent": X}
+far = {"far above": spoiled(X, 81.0), "inf": spoiled(X, inf)}
+refuse(checks.check_exponent, call, names="log_ratio", detail=r"\[0, 1\]", exponent=far)
+call = {"name": "logits", "logits": X}
+refuse_content(checks.check_logits, call, "logits", half=False)
+refuse(checks.check_logits, call, logits={"empty": X[:0]})
+call = {"name": "ids", "ids": TARGETS, "vocabulary": 5}
+bad = {"-1": torch.tensor([1, -1]), "V": torch.tensor([1, 5])}
+refuse(checks.check_ids, call, detail=r"\[1\]", ids=bad)
+refuse(checks.check_ids, call, TypeError, ids={"int32": TARGETS.int()})
 refuse_count(lp.normaliser, {"live": 8})
 call = {"name": "x", "x": PAIRED, "least": 2}
 shapes = {"row 0": PAIRED[0], "deeper": PAIRED[..., None], "K = 1": PAIRED[:, :1]}
-refuse(lp.check_groups, call, x={**shapes, "empty": PAIRED[:0]})
-refuse_content(lp.check_groups, call, "x")
+refuse(checks.check_groups, call, x={**shapes, "empty": PAIRED[:0]})
+refuse_content(checks.check_groups, call, "x")
 
 
 @dataclass(frozen=True)
@@ -350,7 +362,9 @@ bad = {"updates": (0, -1), "warmup": (-1,), "lr": (-0.1, nan, inf)}
 bad |= {"entropy_coef": (nan, inf, -inf), "max_grad_norm": (0.0, -1.0, nan)}
 for name, values in {**bad, "kl_stop": (-0.1, nan)}.items():
     for x in values:
-        add(lp.check_settings, name, str(x), partial(setting, name, x), detail="got")
+        add(
+            checks.check_settings, name, str(x), partial(setting, name, x), detail="got"
+        )
 
 
 def gpt(**sizes) -> GPT:
@@ -372,9 +386,9 @@ def another_vocabulary() -> dict:
     return {"policy": still(), "reference": gpt(vocab_size=V + 1)}
 
 
-add(lp.check_reference, "reference", "one shared weight", one_shared_weight)
-add(lp.check_reference, "reference", "none", no_reference)
-add(lp.check_reference, "reference", "another vocabulary", another_vocabulary)
+add(checks.check_reference, "reference", "one shared weight", one_shared_weight)
+add(checks.check_reference, "reference", "none", no_reference)
+add(checks.check_reference, "reference", "another vocabulary", another_vocabulary)
 
 # REFUSED: model
 
@@ -1310,8 +1324,8 @@ LEGAL = {
         {},
     ),
     "no config": (lambda: checkpoint.check_config({}, {}), None),
-    "no reference": (lambda: lp.check_reference(still(), None), None),
-    "settings at their ends": (lambda: lp.check_settings(Settings()), None),
+    "no reference": (lambda: checks.check_reference(still(), None), None),
+    "settings at their ends": (lambda: checks.check_settings(Settings()), None),
 }
 
 
@@ -1364,7 +1378,7 @@ def test_rewards_of_zero_are_legal_and_teach_nothing(train):
 # What a mask hides
 
 
-PASSING = [lp.check_live, lp.check_logprobs]
+PASSING = [checks.check_live, checks.check_logprobs]
 
 
 @pytest.mark.parametrize("function", PASSING, ids=called)
@@ -1473,7 +1487,11 @@ INERT = {  # junk in masked slots changes nothing: tests/test_losses.py
     if common.name_of(check) == "check_mask_is_inert"
 }
 UNMASKED = {
-    "it reads no floats but (B,)": [lp.check_mask, lp.check_rows, lp.check_tokens],
+    "it reads no floats but (B,)": [
+        checks.check_mask,
+        checks.check_rows,
+        checks.check_tokens,
+    ],
     "it reads no log-probabilities": [rewards.score, evaluation.answer_metrics],
 }
 

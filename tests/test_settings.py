@@ -21,7 +21,7 @@ import torch
 
 from minialign import algorithms
 from minialign.algorithms import dpo, grpo, ppo, reinforce, sft
-from minialign.logprobs import check_settings
+from minialign.checks import check_settings
 from tests.toy import PROBLEMS, TOKENIZER, generator, new_gpt
 
 inf, nan = math.inf, math.nan

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 RIGHT = """
 import torch
-from minialign.logprobs import check_logprobs, check_mask, check_rows, sequence_sum
+from minialign.checks import (check_logprobs, check_mask, check_rows,)
+from minialign.logprobs import sequence_sum
 
 def reinforce_loss(logprobs, advantages, mask, count=None):
     check_mask(mask)

@@ -24,12 +24,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from minialign.evaluation import answer_metrics, measured_kl
-from minialign.logprobs import (
+from minialign.checks import (
     check_logprobs,
     check_reference,
     check_settings,
     check_shapes,
+)
+from minialign.evaluation import answer_metrics, measured_kl
+from minialign.logprobs import (
     sequence_sum,
     token_logprobs,
 )

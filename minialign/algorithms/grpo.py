@@ -22,13 +22,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minialign.evaluation import answer_metrics
-from minialign.logprobs import (
+from minialign.checks import (
     check_groups,
     check_reference,
     check_rows,
     check_settings,
     check_shapes,
+)
+from minialign.evaluation import answer_metrics
+from minialign.logprobs import (
     kl_k1,
     kl_k2,
     kl_k3,

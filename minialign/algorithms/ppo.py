@@ -22,14 +22,16 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from minialign.evaluation import answer_metrics
-from minialign.logprobs import (
+from minialign.checks import (
     check_live,
     check_mask,
     check_reference,
     check_rows,
     check_settings,
     check_tokens,
+)
+from minialign.evaluation import answer_metrics
+from minialign.logprobs import (
     kl_k1,
     kl_k3,
     logprobs_from_logits,

@@ -24,13 +24,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minialign.evaluation import answer_metrics
-from minialign.logprobs import (
+from minialign.checks import (
     check_logprobs,
     check_mask,
     check_reference,
     check_rows,
     check_settings,
+)
+from minialign.evaluation import answer_metrics
+from minialign.logprobs import (
     kl_k1,
     masked_sum,
     sequence_sum,

@@ -20,14 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minialign.evaluation import answer_metrics, binary_kl, style_shares
-from minialign.logprobs import (
+from minialign.checks import (
     check_logprobs,
     check_mask,
     check_reference,
     check_rows,
     check_settings,
     check_shapes,
+)
+from minialign.evaluation import answer_metrics, binary_kl, style_shares
+from minialign.logprobs import (
     sequence_sum,
     token_logprobs,
 )

@@ -25,8 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minialign.evaluation import answer_metrics
-from minialign.logprobs import (
+from minialign.checks import (
     check_groups,
     check_live,
     check_logprobs,
@@ -34,6 +33,9 @@ from minialign.logprobs import (
     check_reference,
     check_rows,
     check_settings,
+)
+from minialign.evaluation import answer_metrics
+from minialign.logprobs import (
     kl_k1,
     sequence_sum,
     token_logprobs,

@@ -22,14 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minialign.evaluation import answer_metrics, measured_kl
-from minialign.logprobs import (
+from minialign.checks import (
     check_groups,
     check_logprobs,
     check_mask,
     check_reference,
     check_settings,
     check_shapes,
+)
+from minialign.evaluation import answer_metrics, measured_kl
+from minialign.logprobs import (
     masked_sum,
     normaliser,
     token_logprobs,

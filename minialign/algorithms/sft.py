@@ -24,10 +24,12 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from minialign.logprobs import (
+from minialign.checks import (
     check_logprobs,
     check_mask,
     check_settings,
+)
+from minialign.logprobs import (
     token_logprobs,
     token_mean,
 )
