@@ -76,7 +76,7 @@ tokens, mask, rewards = course.by_hand(tokenizer)
 with torch.no_grad():
     scored = reference, tokens.to(settings.device), mask.to(settings.device)
     logprobs = token_logprobs(*scored).cpu()  # (4, S)
-s, pushes = rrhf.scores(logprobs, mask).tolist(), [0] * 4
+s, pushes = rrhf.mean_logprobs(logprobs, mask).tolist(), [0] * 4
 print("s:", "  ".join(f"{x:.3f}" for x in s), " lengths:", mask.sum(1).tolist())
 for right, wrong in itertools.product((0, 1), (2, 3)):
     if s[wrong] + config.margin > s[right]:
@@ -212,11 +212,12 @@ course.predict("Share of pairs in the wrong order:", my_guess, violated)
 policy, series = run_rrhf(config, settings)
 if settings.preset != "smoke":
     checkpoint.save_model(settings.policy_path, policy, tokenizer)
-columns = "reward", "violated", "score_right", "score_wrong", "tied", "unanswered"
-print("round" + "".join(f"{name:>13}" for name in columns))
+columns = ["reward", "violated", "mean_logprob_right", "mean_logprob_wrong"]
+columns += ["tied", "unanswered"]
+print("round" + "".join(f"{name:>20}" for name in columns))
 for i in range(0, len(series["round"]), config.updates):
     row = [np.mean(series[name][i : i + config.updates]) for name in columns]
-    print(f"{series['round'][i]:>5}" + "".join(f"{value:>13.3f}" for value in row))
+    print(f"{series['round'][i]:>5}" + "".join(f"{value:>20.3f}" for value in row))
 
 # %% [markdown]
 # ## After
@@ -247,12 +248,12 @@ DEFAULT, PAPER = "lr 8e-4, imitation x 100", "imitation x 1, the paper's"
 
 def unranked(logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Every answer scores alike: no pair lacks anything, imitation is left."""
-    return 0.0 * rrhf.scores(logprobs, mask)
+    return 0.0 * rrhf.mean_logprobs(logprobs, mask)
 
 
 def padded_width(logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Broken, as in the authors' code: the width of the batch as everyone's length."""
-    return rrhf.summed_scores(logprobs, mask) / mask.shape[1]
+    return rrhf.summed_logprobs(logprobs, mask) / mask.shape[1]
 
 
 def four_kinds(text: str, random: Random) -> list[str]:
@@ -298,9 +299,9 @@ trials = {  # name: (config, other arguments)
     "imitation x 1000": (replace(short, sft_weight=1000.0), {}),
     PAPER: (replace(short, sft_weight=1.0), {}),
     "ranking alone": (alone, {}),
-    "imitation alone": (short, {"scoring": unranked}),
-    "ranking sums": (short, {"scoring": rrhf.summed_scores}),
-    "broken: padded width": (alone, {"scoring": padded_width}),
+    "imitation alone": (short, {"likelihood": unranked}),
+    "ranking sums": (short, {"likelihood": rrhf.summed_logprobs}),
+    "broken: padded width": (alone, {"likelihood": padded_width}),
     "given answers": (short, {"answers": teachers}),
     "own answers, 4 rounds": (iterated, {}),
 }
@@ -352,7 +353,7 @@ mix.set(xlabel="share of answers, rows as on the left", yticks=[])
 mix.set(ylim=(len(dials) - 0.5, -0.5))
 mix.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, fontsize=8)
 for kind, color in (("right", plotting.COLORS[2]), ("wrong", plotting.COLORS[1])):
-    line = series["update"], series[f"score_{kind}"]
+    line = series["update"], series[f"mean_logprob_{kind}"]
     order.plot(*line, color=color, label=f"{kind} answers")
 order.set(xlabel="optimiser step", ylabel="mean score, nats a token")
 order.legend()
@@ -393,7 +394,7 @@ measure = "sampled accuracy on test problems, 95 % over problems"
 course.finish(settings, run, *ends, measure)
 
 # %% [markdown]
-# Exercises. (1) Rank the four hand-made answers by `rrhf.summed_scores`. (Each token
+# Exercises. (1) Rank the four hand-made answers by `rrhf.summed_logprobs`. (Each token
 # can only lower a sum: the worked one leads if all its tokens together cost fewer nats
 # than the few of the terse one.) (2) Why is a margin of 1 nat *per token* much? (Sure
 # tokens have no room to rise: most of it must come from pushing the worse down.)

@@ -13,11 +13,12 @@ V vocabulary, K samples per prompt; index s scores the choice of tokens[:, s + 1
     ref_logprobs     (B, S)        of the frozen reference
     rewards          (B,)          raw scores of whole answers
     advantages       (B,)          how much better than the baseline (or (B, S))
+    mean_logprobs    (B,)          log-probability of an answer, per token of it
     kl               (B, S)        estimate of KL(policy ‖ reference) from its samples
     beta             scalar        price of a nat of KL, in reward
 
 *_loss is minimised. The log-probability of a response is the sum over its tokens, EOS
 included. The rooms, in the order in which they import each other: families, problems,
-tokenizer, checks, model, logprobs, sampling, rewards, evaluation, checkpoint, plotting,
-algorithms, course.
+tokenizer, checks, model, logprobs, sampling, rewards, evaluation, training,
+checkpoint, plotting, algorithms, course.
 """

@@ -5,10 +5,11 @@ is allowed: a TypeError for the wrong kind of thing, a ValueError for the wrong 
 
     check_shapes, check_mask, check_live, ...    of the tensors that a loss is given
     check_tokens, check_ids, check_logits        of what a model reads and says
-    check_settings, check_reference              of a run, before it begins
+    check_settings, check_problems, check_reference    of a run, before it begins
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import fields
 
 import torch
@@ -216,6 +217,33 @@ def check_settings(config: object, *positive: str) -> None:
             raise ValueError(f"{name}: got {value!r}, must be in {allowed}")
 
 
+def check_problems(problems: Sequence) -> None:
+    """There is a problem to ask.
+
+    Raises: ValueError if there is none.
+    """
+    if len(problems) == 0:
+        raise ValueError("problems: got none, need at least one")
+
+
+def check_apart(**models: nn.Module | None) -> None:
+    """No two of these models share a weight; None is no model.
+
+    A step of one would else be a step of the other, unseen.
+
+    Raises: ValueError naming both.
+    """
+    owners = {}
+    for name, model in models.items():
+        weights = () if model is None else model.parameters()
+        for weight in weights:
+            owner = owners.setdefault(weight.data_ptr(), name)
+            if owner != name:
+                raise ValueError(
+                    f"{name}: shares weights with the {owner}; pass a copy"
+                )
+
+
 def check_reference(
     policy: nn.Module, reference: nn.Module | None, needed: str = ""
 ) -> None:
@@ -228,9 +256,7 @@ def check_reference(
     if reference is None and needed:
         raise ValueError(f"reference: {needed}, so a reference is needed")
     if reference is not None:
-        ours = {weight.data_ptr() for weight in policy.parameters()}
-        if any(weight.data_ptr() in ours for weight in reference.parameters()):
-            raise ValueError("reference: shares weights with the policy; pass a copy")
+        check_apart(policy=policy, reference=reference)
         known = _vocabulary(policy)
         ref_known = _vocabulary(reference)
         if known != ref_known and math.inf not in (known, ref_known):

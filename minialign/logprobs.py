@@ -89,7 +89,7 @@ def logprobs_from_logits(
     check_logits("logits", logits)
     check_shapes(**{"logits[..., 0]": logits[..., 0], "targets": targets})
     check_ids("targets", targets, logits.shape[-1])
-    scaled = _at_least_float32(logits) / temperature
+    scaled = at_least_float32(logits) / temperature
     every = torch.log_softmax(scaled, dim=-1)  # (..., V)
     return every.gather(-1, targets[..., None]).squeeze(-1)  # (...)
 
@@ -290,10 +290,11 @@ def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
     check_logits("logits", logits)
     check_logits("ref_logits", ref_logits)
     check_shapes(logits=logits, ref_logits=ref_logits)
-    policy = torch.log_softmax(_at_least_float32(logits), dim=-1)  # (..., V)
-    reference = torch.log_softmax(_at_least_float32(ref_logits.detach()), dim=-1)
+    policy = torch.log_softmax(at_least_float32(logits), dim=-1)  # (..., V)
+    reference = torch.log_softmax(at_least_float32(ref_logits.detach()), dim=-1)
     return (policy.exp() * (policy - reference)).sum(-1)  # (...)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision as float32; float32 and float64 as they are. Gradient: through."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

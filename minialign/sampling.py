@@ -80,24 +80,6 @@ class Rollout:
         order = (self.prompt_lengths + self.lengths()).argsort(stable=True)
         return list(order.split(size))
 
-    def deal(
-        self, epochs: int, minibatches: int, micro_batch: int, dealer: torch.Generator
-    ) -> list[list[Tensor]]:
-        """For each optimiser step of all epochs, the rows of each of its micro-batches.
-
-        Every epoch deals the rows anew to its minibatches; one minibatch needs no lots.
-        """
-        order, steps = torch.arange(len(self.tokens), device=dealer.device), []
-        for _ in range(epochs):
-            if minibatches > 1:
-                order = torch.randperm(
-                    len(order), generator=dealer, device=dealer.device
-                )
-            for rows in order.to(self.tokens.device).tensor_split(minibatches):
-                parts = self.select(rows).micro_batches(micro_batch)
-                steps.append([rows[part] for part in parts])
-        return steps
-
     def to(self, device: torch.device) -> "Rollout":
         """The same rollout there."""
         tensors = {k: x for k, x in vars(self).items() if isinstance(x, Tensor)}

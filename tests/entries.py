@@ -833,8 +833,8 @@ ENTRIES = [
     ),
     Entry(dpo.pair_logprobs, owes=[preferences.check_sums_over_answers]),
     # rrhf
-    Entry(rrhf.summed_scores),
-    Entry(rrhf.scores, owes=[preferences.check_mean_per_token]),
+    Entry(rrhf.summed_logprobs),
+    Entry(rrhf.mean_logprobs, owes=[preferences.check_mean_per_token]),
     Entry(
         rrhf.ranking_loss,
         drawn=preferences.RANKED,
@@ -868,10 +868,10 @@ ENTRIES = [
             {},
             {"sft_weight": 3.0},
             {"margin": 0.2},
-            {"scoring": rrhf.summed_scores},
+            {"likelihood": rrhf.summed_logprobs},
             {"counts": (5, 5)},
         ],
-        defaults={"sft_weight": 1.0, "margin": 0.0, "scoring": rrhf.scores},
+        defaults={"sft_weight": 1.0, "margin": 0.0, "likelihood": rrhf.mean_logprobs},
         owes=[
             preferences.check_lifts_right_over_wrong,
             preferences.check_imitates_the_first_right_answer,

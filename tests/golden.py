@@ -194,19 +194,20 @@ class Vectors(NamedTuple):
     oracle: Callable
     draw: Callable  # Random -> [(note, inputs)]
     by: list[str]
+    seed: str  # what its draws are named after: its first name, so that they stay
 
 
 VECTORS: dict[str, Vectors] = {}
 
 
-def vectors(name: str, draw: Callable, by: str = ""):
+def vectors(name: str, draw: Callable, by: str = "", seed: str = ""):
     """Register what follows as the oracle of module.function."""
 
     def register(oracle):
         if oracle.__name__ in globals():
             raise NameError(f"{name}: there is a {oracle.__name__} here already")
         equation = " ".join(oracle.__doc__.split())
-        VECTORS[name] = Vectors(equation, oracle, draw, by.split())
+        VECTORS[name] = Vectors(equation, oracle, draw, by.split(), seed or name)
         return oracle
 
     return register
@@ -1095,24 +1096,26 @@ def make_pairs(rewards, most):
 LIVING = Batches(nats="logprobs", dead=False)
 
 
-@vectors("rrhf.summed_scores", LIVING, by="logprobs")
-def summed_scores(logprobs, mask):
+@vectors("rrhf.summed_logprobs", LIVING, by="logprobs", seed="rrhf.summed_scores")
+def summed_logprobs(logprobs, mask):
     """Σ log π over the live slots of a row"""
     return masked_sum(logprobs, mask)
 
 
-@vectors("rrhf.scores", LIVING, by="logprobs")
-def scores(logprobs, mask):
+@vectors("rrhf.mean_logprobs", LIVING, by="logprobs", seed="rrhf.scores")
+def mean_logprobs(logprobs, mask):
     """mean of log π over the live slots of a row"""
     return masked_mean(logprobs, mask)
 
 
-def scores_too(dice, rewards):
-    return {"scores": decimals(dice, len(rewards), len(rewards[0]), low=-3, high=0)}
+def likelihoods(dice, rewards):
+    return {
+        "mean_logprobs": decimals(dice, len(rewards), len(rewards[0]), low=-3, high=0)
+    }
 
 
 RANKS = table(
-    "scores rewards margin count",
+    "mean_logprobs rewards margin count",
     ("by hand: 0.4", [[-0.9, -0.5, -1.2]], [[2.0, 1.0, 0.0]], 0.0, None),
     ("K = 1: no pair", [[-0.5]], [[1.0]], 0.0, None),
     ("in order: 0", [[-0.25, -0.75]], [[1.0, 0.0]], 0.0, None),
@@ -1124,19 +1127,19 @@ MARGINS = ({"margin": 0.0, "count": None}, {"margin": 0.5, "count": 10})
 
 @vectors(
     "rrhf.ranking_loss",
-    Groups(MARGINS, beside=scores_too, extra=RANKS),
-    by="scores",
+    Groups(MARGINS, beside=likelihoods, extra=RANKS),
+    by="mean_logprobs",
 )
-def ranking_loss(scores, rewards, margin, count):
+def ranking_loss(mean_logprobs, rewards, margin, count):
     """(1/P) Σ_problems Σ_{r_i < r_j} max(0, margin + p_i − p_j), P = count; null: the
     number of problems"""
     lack = ZERO
-    for p, r in along(scores, rewards):
+    for p, r in along(mean_logprobs, rewards):
         for i in range(len(p)):
             for j in range(len(p)):
                 if r[i] < r[j]:
                     lack = lack + hinge(margin + p[i] - p[j])
-    return lack / (count or len(scores))
+    return lack / (count or len(mean_logprobs))
 
 
 @vectors("rrhf.best_answers", Groups())
@@ -1195,18 +1198,39 @@ def best_loss(logprobs, rewards, mask, count):
 
 
 TERMS = (
-    {"scoring": "scores", "sft_weight": 1.0, "margin": 0.0, "counts": [None, None]},
-    {"scoring": "scores", "sft_weight": 100.0, "margin": 0.5, "counts": [4, 9]},
-    {"scoring": "summed_scores", "sft_weight": 0.0, "margin": 0.25, "counts": [2, 5]},
-    {"scoring": "summed_scores", "sft_weight": 2.0, "margin": 1.0, "counts": [None, 5]},
+    {
+        "likelihood": "mean_logprobs",
+        "sft_weight": 1.0,
+        "margin": 0.0,
+        "counts": [None, None],
+    },
+    {
+        "likelihood": "mean_logprobs",
+        "sft_weight": 100.0,
+        "margin": 0.5,
+        "counts": [4, 9],
+    },
+    {
+        "likelihood": "summed_logprobs",
+        "sft_weight": 0.0,
+        "margin": 0.25,
+        "counts": [2, 5],
+    },
+    {
+        "likelihood": "summed_logprobs",
+        "sft_weight": 2.0,
+        "margin": 1.0,
+        "counts": [None, 5],
+    },
 )
 
 
 @vectors("rrhf.rrhf_loss", judged(TERMS), by="logprobs")
-def rrhf_loss(logprobs, rewards, mask, sft_weight, margin, scoring, counts):
-    """ranking_loss(scoring(logprobs, mask), rewards, margin, counts[0]) + sft_weight ·
-    sft_loss(logprobs, rewards, mask, counts[1])"""
-    points = {"scores": scores, "summed_scores": summed_scores}[scoring](logprobs, mask)
+def rrhf_loss(logprobs, rewards, mask, sft_weight, margin, likelihood, counts):
+    """ranking_loss(likelihood(logprobs, mask), rewards, margin, counts[0]) +
+    sft_weight · sft_loss(logprobs, rewards, mask, counts[1])"""
+    named = {"mean_logprobs": mean_logprobs, "summed_logprobs": summed_logprobs}
+    points = named[likelihood](logprobs, mask)
     K = len(rewards[0])
     points = [points[i : i + K] for i in range(0, len(points), K)]
     sft = best_loss(logprobs, rewards, mask, counts[1])
@@ -1794,7 +1818,7 @@ def evaluated(dice, name: str, note: str, inputs: dict) -> dict:
 
 def cases(name: str) -> list[dict]:
     """All cases of module.function, the same on every machine."""
-    dice = random.Random(f"golden/{name}")
+    dice = random.Random(f"golden/{VECTORS[name].seed}")
     with localcontext(PRECISION):
         return [evaluated(dice, name, *drawn) for drawn in VECTORS[name].draw(dice)]
 

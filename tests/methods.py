@@ -466,7 +466,7 @@ METHODS = {
         variants={
             "both": {},
             "ranking alone": RANKING,
-            "by sums": {"scoring": rrhf.summed_scores},
+            "by sums": {"likelihood": rrhf.summed_logprobs},
         },
         shuffled=RANKING,
         changed={"prompts": 6, "batch": 1},

@@ -619,12 +619,12 @@ def shape_rewards_not_looking_at_no_price(rewards, logprobs, ref_logprobs, mask,
 @imitates(reinforce.train, "priced_kl")
 def reinforce_train_with_a_warmer_reference(*args, **options):
     """T30: the reference is scored at temperature 1, whatever the policy's is."""
-    right = reinforce.rescore
+    right = reinforce.reference_logprobs
 
-    def warmer(model, rollout, parts):
-        return right(model, replace(rollout, temperature=1.0), parts)
+    def warmer(reference, rollout, micro_batch):
+        return right(reference, replace(rollout, temperature=1.0), micro_batch)
 
-    with mock.patch.object(reinforce, "rescore", warmer):
+    with mock.patch.object(reinforce, "reference_logprobs", warmer):
         yield from reinforce.train(*args, **options)
 
 
@@ -1249,9 +1249,9 @@ def train_with_whitened_returns(*args, **options):
     """Whitens before the returns are built: the critic learns no rewards."""
     right = ppo.value_loss
 
-    def late(values, old_values, returns, mask, *more):
+    def late(values, old_values, returns, mask, *more, **options):
         returns = ppo.whiten(returns - old_values, mask) + old_values
-        return right(values, old_values, returns, mask, *more)
+        return right(values, old_values, returns, mask, *more, **options)
 
     with mock.patch.object(ppo, "value_loss", late):
         yield from ppo.train(*args, **options)
@@ -1262,8 +1262,9 @@ def train_whitening_each_part(*args, **options):
     """T53: the statistics of a micro-batch, not of all answers."""
     right = ppo.policy_loss
 
-    def late(logprobs, old_logprobs, advantages, mask, *more):
-        return right(logprobs, old_logprobs, ppo.whiten(advantages, mask), mask, *more)
+    def late(logprobs, old_logprobs, advantages, mask, *more, **options):
+        whitened = ppo.whiten(advantages, mask)
+        return right(logprobs, old_logprobs, whitened, mask, *more, **options)
 
     with mock.patch.object(ppo, "policy_loss", late):
         yield from ppo.train(*args, **options | {"scale": lambda A, mask: A})
@@ -1439,96 +1440,96 @@ def make_pairs_of_neighbours(rewards, most, generator):
 # rrhf
 
 
-@imitates(rrhf.scores, "mask_is_inert mean_per_token")
-def scores_by_the_padded_width(logprobs, mask):
+@imitates(rrhf.mean_logprobs, "mask_is_inert mean_per_token")
+def mean_logprobs_by_the_padded_width(logprobs, mask):
     """What marks the padding is gone when the tokens are counted."""
-    return rrhf.summed_scores(logprobs, mask) / mask.shape[1]
+    return rrhf.summed_logprobs(logprobs, mask) / mask.shape[1]
 
 
-@imitates(rrhf.scores, "pure permutation mask_is_inert mean_per_token")
-def scores_editing_the_labels(logprobs, mask):
+@imitates(rrhf.mean_logprobs, "pure permutation mask_is_inert mean_per_token")
+def mean_logprobs_editing_the_labels(logprobs, mask):
     """How that came about: what marks the padding is overwritten, in place."""
-    total = rrhf.summed_scores(logprobs, mask)
+    total = rrhf.summed_logprobs(logprobs, mask)
     mask.data.fill_(True)
     return total / mask.sum(1)
 
 
-@imitates(rrhf.scores, "mean_per_token")
-def scores_summed(logprobs, mask):
+@imitates(rrhf.mean_logprobs, "mean_per_token")
+def mean_logprobs_summed(logprobs, mask):
     """T45: sums for means: whoever says less is likelier."""
-    return rrhf.summed_scores(logprobs, mask)
+    return rrhf.summed_logprobs(logprobs, mask)
 
 
-def _ranking_loss(gaps, scores, rewards, margin, count):
+def _ranking_loss(gaps, mean_logprobs, rewards, margin, count):
     """gaps(pairs of rewards, pairs of margin + p_i - p_j) in place of the right ones"""
-    rrhf.ranking_loss(scores, rewards, margin, count)
+    rrhf.ranking_loss(mean_logprobs, rewards, margin, count)
     earned = rewards[:, :, None], rewards[:, None, :]  # r_i, r_j
-    lead = margin + scores[:, :, None] - scores[:, None, :]
-    return gaps(*earned, lead).sum() / normaliser(count, len(scores))
+    lead = margin + mean_logprobs[:, :, None] - mean_logprobs[:, None, :]
+    return gaps(*earned, lead).sum() / normaliser(count, len(mean_logprobs))
 
 
 @imitates(rrhf.ranking_loss, "ranking violated_pairs ties_ask_for_nothing")
-def ranking_loss_of_ties(scores, rewards, margin=0.0, count=None):
+def ranking_loss_of_ties(mean_logprobs, rewards, margin=0.0, count=None):
     """Equal rewards make pairs, and both answers are pushed together."""
 
     def gaps(r, s, lead):
         same = torch.eye(lead.shape[1], dtype=torch.bool)
         return torch.where((r <= s) & ~same, lead, 0.0).relu()
 
-    return _ranking_loss(gaps, scores, rewards, margin, count)
+    return _ranking_loss(gaps, mean_logprobs, rewards, margin, count)
 
 
 @imitates(rrhf.ranking_loss, "ranking violated_pairs")
-def ranking_loss_flipped(scores, rewards, margin=0.0, count=None):
+def ranking_loss_flipped(mean_logprobs, rewards, margin=0.0, count=None):
     """Who earned less shall be likelier."""
-    return rrhf.ranking_loss(scores, -rewards, margin, count)
+    return rrhf.ranking_loss(mean_logprobs, -rewards, margin, count)
 
 
 @imitates(rrhf.ranking_loss, "violated_pairs")
-def ranking_loss_pushing_at_the_kink(scores, rewards, margin=0.0, count=None):
+def ranking_loss_pushing_at_the_kink(mean_logprobs, rewards, margin=0.0, count=None):
     """A slope where the order is already right: clamp has 1 at its corner."""
 
     def gaps(r, s, lead):
         return torch.where(r < s, lead, -1.0).clamp(min=0)
 
-    return _ranking_loss(gaps, scores, rewards, margin, count)
+    return _ranking_loss(gaps, mean_logprobs, rewards, margin, count)
 
 
 @imitates(rrhf.ranking_loss, "permutation microbatches ranking violated_pairs")
-def ranking_loss_of_the_first_problem(scores, rewards, margin=0.0, count=None):
+def ranking_loss_of_the_first_problem(mean_logprobs, rewards, margin=0.0, count=None):
     """T61: a mask indexed with [0]."""
 
     def gaps(r, s, lead):
         return torch.where((r < s)[0], lead, 0.0).relu()
 
-    return _ranking_loss(gaps, scores, rewards, margin, count)
+    return _ranking_loss(gaps, mean_logprobs, rewards, margin, count)
 
 
 @imitates(rrhf.ranking_loss, "microbatches")
-def ranking_loss_of_this_part(scores, rewards, margin=0.0, count=None):
+def ranking_loss_of_this_part(mean_logprobs, rewards, margin=0.0, count=None):
     """T56: each micro-batch divides by its own problems."""
-    return rrhf.ranking_loss(scores, rewards, margin)
+    return rrhf.ranking_loss(mean_logprobs, rewards, margin)
 
 
 @imitates(
     rrhf.ranking_loss,
     "more_answers_cost_no_less microbatches ranking violated_pairs",
 )
-def ranking_loss_of_the_mean_pair(scores, rewards, margin=0.0, count=None):
+def ranking_loss_of_the_mean_pair(mean_logprobs, rewards, margin=0.0, count=None):
     """A mean over pairs: the more answers there are, the less each pair weighs."""
-    total = rrhf.ranking_loss(scores, rewards, margin, count)
+    total = rrhf.ranking_loss(mean_logprobs, rewards, margin, count)
     pairs = rewards[:, :, None] < rewards[:, None, :]
-    return total * len(scores) / pairs.sum().clamp(min=1)
+    return total * len(mean_logprobs) / pairs.sum().clamp(min=1)
 
 
 @imitates(rrhf.ranking_loss, "what_ranking_does_not_see ranking violated_pairs")
-def ranking_loss_by_the_gain(scores, rewards, margin=0.0, count=None):
+def ranking_loss_by_the_gain(mean_logprobs, rewards, margin=0.0, count=None):
     """Weighs a pair by how much more one earned: the scale of rewards is the step's."""
 
     def gaps(r, s, lead):
         return (s - r).relu().detach() * lead.relu()
 
-    return _ranking_loss(gaps, scores, rewards, margin, count)
+    return _ranking_loss(gaps, mean_logprobs, rewards, margin, count)
 
 
 @imitates(rrhf.best_answers, "first_of_the_best")
@@ -1652,8 +1653,8 @@ def keep_all_in_place(earlier, new):
 # are left out by now.)
 
 SURVIVORS = {
-    scores_editing_the_labels: "it crashed in backward, which is no verdict: now the "
-    "edit goes past autograd, as one of integer labels does; then check_pure",
+    mean_logprobs_editing_the_labels: "it crashed in backward, which is no verdict: "
+    "now the edit goes past autograd, as one of integer labels does; then check_pure",
     kl_ratio_k3_into_the_old: "expectations hold the old policy fixed: "
     "check_no_gradient_to",
     exact_kl_into_the_reference: "the golden slopes were the policy's: "

@@ -87,27 +87,23 @@ EXPLAINED: dict[str, str] = {
     "ppo.score_tokens: (every.exp() * every).sum(-1) -> "
     "(every.exp() * every).sum(1)": LAST_IS_1,
     "ppo.gae: r[:, 0] -> r[:, -1]": SHAPE_ALONE,
-    "ppo.value_loss: v - R -> R - v": SQUARED,
+    "ppo.value_loss: V - R -> R - V": SQUARED,
     "ppo.value_loss: near - R -> R - near": SQUARED,
-    "ppo.explained_variance: R - v -> v - R": "a variance has no sign",
-    "ppo._masked: torch.where(mask, x, 0.0) -> torch.where(mask, x, 1.0)": UNSEEN,
+    "ppo.explained_variance: R - V -> V - R": "a variance has no sign",
+    "ppo._live: torch.where(mask, x, 0.0) -> torch.where(mask, x, 1.0)": UNSEEN,
     "reinforce.no_baseline: return torch.zeros_like(rewards[0]) -> "
     "return -torch.zeros_like(rewards[0])": "minus nothing is nothing",
     "reinforce.no_baseline: rewards[0] -> rewards[-1]": SHAPE_ALONE,
     "reinforce.moving_average: rewards[0] -> rewards[-1]": SHAPE_ALONE,
     "reinforce.reinforce_loss: check_mask(mask) -> pass": REFUSED_NEXT,
-    "rejection_sampling.select_right: _ranks(rewards, lengths, generator) >= 0 -> "
-    "_ranks(rewards, lengths, generator) >= -1": (
-        "ranks begin at 0; they are asked for because that draws lots, and no more"
-    ),
     "rejection_sampling.select_random: size.cumsum(0) -> size.cumsum(-1)": ONE_ALONE,
-    "rejection_sampling._ranks: ... lots].argsort(descending=True, stable=True) -> "
-    "... lots].argsort(descending=True)": BY_LOT,
+    "rejection_sampling._ranks: earned.argsort(descending=True, stable=True) -> "
+    "earned.argsort(descending=True)": BY_LOT,
     "rejection_sampling.likelihood_loss: check_mask(mask) -> pass": REFUSED_NEXT,
     "remax.remax_loss: torch.where(mask, weights.detach(), 0.0) -> "
     "torch.where(mask, weights.detach(), 1.0)": UNSEEN,
     "rloo.rloo_loss: check_mask(mask) -> pass": REFUSED_NEXT,
-    "rrhf.summed_scores: check_mask(mask) -> pass": REFUSED_NEXT,
+    "rrhf.summed_logprobs: check_mask(mask) -> pass": REFUSED_NEXT,
     "rrhf.sft_loss: mask[:, 0] -> mask[:, -1]": SHAPE_ALONE,
     "sft.sft_loss: check_mask(mask) -> pass": REFUSED_NEXT,
     "sft.batches: torch.randperm(len(examples), generator=generator).tolist() -> "

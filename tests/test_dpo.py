@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 
+import minialign.training
 from minialign import sampling
 from minialign.algorithms import dpo
 from minialign.algorithms.dpo import (
@@ -56,7 +57,7 @@ def test_with_the_pairs_the_wrong_way_round_it_does_not_learn(monkeypatch):
 
 def test_given_pairs_teach_without_a_draw(monkeypatch):
     """Off-policy: an answer it never gives, "z", preferred to one that it gives."""
-    monkeypatch.setattr(dpo, "generate", None)
+    monkeypatch.setattr(minialign.training, "generate", None)
     policy, pairs = base(), [pair(p.question, "z", "no") for p in PROBLEMS]
     said = pairs[0][1]
     before = nats(policy, pairs[0][0], said).item()

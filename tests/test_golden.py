@@ -32,9 +32,10 @@ from tests.properties.vectors import (
 LEFT_OUT = {
     "it refuses": "normaliser",
     "loops, and what they loop over": """train batches learning_rate optimizers
-        keep_latest keep_all""",
-    "a model answers, no formula": """score_tokens pair_logprobs sample_answers
-        policy_gradient measured_kl""",
+        keep_latest keep_all same_beta""",
+    "a model answers, no formula": """score_tokens score_answers pair_logprobs
+        reference_of_pairs sample_answers policy_gradient measured_kl""",
+    "it changes a type": "at_least_float32",
     "they read texts": "summary style_shares answer_metrics",
     "the value is a mean, the interval is drawn": "bootstrap",
 }

@@ -20,7 +20,6 @@ from minialign.algorithms.grpo import (
     per_token,
 )
 from minialign.logprobs import kl_ratio_k3
-from minialign.sampling import generate
 from tests import enumeration as world
 from tests.methods import METHODS
 from tests.properties import training
@@ -33,11 +32,8 @@ from tests.properties.policy_gradients import (
     ascent,
 )
 from tests.toy import (
-    PROBLEMS,
-    TOKENIZER,
     base,
     base_weights,
-    generator,
     judged,
     never,
     stretched,
@@ -143,7 +139,7 @@ run = METHOD.run
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_one_update_by_hand(monkeypatch, temperature):
     """Every metric from the rollout, token by token, against code of its own."""
-    drawn = training.spied(monkeypatch, grpo, "generate")
+    drawn = training.spied_draws(monkeypatch)
     config = replace(CONFIG, beta=0.5, temperature=temperature)
     policy, reference = stretched(), base()
     twin = copy.deepcopy(policy)
@@ -200,7 +196,7 @@ def test_without_a_step_no_ratio_moves(monkeypatch):
 
 def test_old_log_probs_are_those_of_the_draw(monkeypatch):
     """Throughout the passes; and the sampler's agree with them to rounding."""
-    drawn = training.spied(monkeypatch, grpo, "generate")
+    drawn = training.spied_draws(monkeypatch)
     losses = training.spied(monkeypatch, grpo, "clipped_loss")
     list(run(base(), replace(CONFIG, epochs=3, updates=1, temperature=0.6)))
     ((_, rollout),) = drawn
@@ -225,25 +221,6 @@ def test_the_clip_fraction_counts_tokens_without_a_gradient(monkeypatch):
         live += mask.sum().item()
         assert eps == [0.1, 0.02]
     assert metrics["clip_fraction"] == pytest.approx(stopped / live) and stopped > 5
-
-
-def test_a_pass_deals_every_answer_once():
-    """PPO-9. One minibatch: in the rollout's own order, without chance."""
-    prompts = [TOKENIZER.encode_prompt(problem.question) for problem in PROBLEMS]
-    options = {"max_new_tokens": 3, "samples": 3, "generator": generator()}
-    ids = {"eos_id": TOKENIZER.eos_id, "pad_id": TOKENIZER.pad_id}
-    rollout = generate(base(), prompts, **ids, **options)
-    steps = rollout.deal(2, 4, 3, generator())
-    assert [len(torch.cat(step)) for step in steps] == 2 * [4, 4, 4, 3]
-    assert max(len(rows) for step in steps for rows in step) == 3
-    passes = [torch.cat([torch.cat(s) for s in steps[i : i + 4]]) for i in (0, 4)]
-    for order in passes:
-        assert order.sort()[0].tolist() == list(range(15))
-    assert not torch.equal(*passes)
-    draw = generator()
-    (step,) = rollout.deal(1, 1, 3, draw)
-    training.assert_same_bits(draw.get_state(), generator().get_state())
-    training.assert_same_bits(step, rollout.micro_batches(3))
 
 
 def test_the_gradient_norm_is_the_mean_over_steps(monkeypatch):

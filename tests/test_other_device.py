@@ -25,6 +25,7 @@ from minialign import checkpoint
 from minialign.evaluation import measured_kl, policy_gradient, sample_answers
 from minialign.rewards import score
 from minialign.sampling import Rollout, collate, generate, rescore
+from minialign.training import deal
 from tests import toy
 from tests.methods import DEMONSTRATIONS, METHODS, Method, start
 from tests.other_device import HERE, THERE, lies_there, other_device
@@ -578,7 +579,7 @@ def measurements(device, draws) -> dict:
     tokenizer = toy.TOKENIZER
     rollout = sampled(policy, draws, chunk=2)
     parts = rollout.micro_batches(4)
-    dealt = rollout.deal(2, 3, 2, torch.Generator(draws).manual_seed(2))
+    dealt = deal(rollout, 2, 3, 2, torch.Generator(draws).manual_seed(2))
     asked = [*toy.PROBLEMS]
     lengths = rollout.lengths()
     found = {

@@ -114,7 +114,7 @@ def row_scores(policy, critic, rollout, temperature):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_one_update_by_hand(monkeypatch, temperature):
     """Every metric from the rollout, answer by answer, against code of its own."""
-    rollouts = training.spied(monkeypatch, ppo, "generate")
+    rollouts = training.spied_draws(monkeypatch)
     config = replace(CONFIG, beta=0.5, temperature=temperature, epochs=1, lam=0.8)
     policy, reference = stretched(), base()
     critic = opinionated(policy)
@@ -213,7 +213,7 @@ def test_what_was_earned_is_discounted():
 
 def test_each_epoch_uses_each_answer_once(monkeypatch):
     """PPO-9, in another order each time; divided by the minibatch, not its parts."""
-    drawn = training.spied(monkeypatch, ppo, "generate")
+    drawn = training.spied_draws(monkeypatch)
     calls = training.spied(monkeypatch, ppo, "policy_loss")
     config = replace(CONFIG, minibatches=2, micro_batch=4, prompts=5, updates=1)
     metrics = next(run(base(), config))

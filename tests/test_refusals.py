@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,6 +41,7 @@ from minialign import (
     sampling,
 )
 from minialign import logprobs as lp
+from minialign import training as room
 from minialign.algorithms import (
     dpo,
     grpo,
@@ -187,7 +189,8 @@ def refuse_content(function, call, *names: str, half: bool = True, own="") -> No
         x, wrong = call[name], partial(refuse, function, call, names=own)
         place = re.escape("[0, 1]" if x.dim() == 2 else "[1]")
         bad = {str(value): spoiled(x, value) for value in (nan, inf, -inf)}
-        if (own or name).endswith("logprobs"):
+        # A ranking takes what it is given to rank by, whatever its sign.
+        if (own or name).endswith("logprobs") and name != "mean_logprobs":
             bad["above 0"] = spoiled(x, 0.01)
         wrong(detail=place, **{name: bad})
         for dtype in [torch.int64, torch.complex128] + [torch.bfloat16] * half:
@@ -389,6 +392,44 @@ def another_vocabulary() -> dict:
 add(checks.check_reference, "reference", "one shared weight", one_shared_weight)
 add(checks.check_reference, "reference", "none", no_reference)
 add(checks.check_reference, "reference", "another vocabulary", another_vocabulary)
+
+refuse(checks.check_problems, {}, problems=([],))
+shared = {"policy": still(), "critic": still(), "reference": None}
+add(checks.check_apart, "critic.*policy", "one model twice", shared)
+
+# REFUSED: training
+
+refuse_slots(room.sampled_kl, {**NATS, "ref_logprobs": REF}, "logprobs", "ref_logprobs")
+
+
+def drawing(**changes) -> dict:
+    config = SimpleNamespace(prompts=2, samples=2, max_new_tokens=3, temperature=1.0)
+    vars(config).update(changes)
+    return {
+        "policy": still(),
+        "tokenizer": TOKENIZER,
+        "problems": PROBLEMS,
+        "number": 0,
+        "config": config,
+        "generator": generator(),
+    }
+
+
+for value in HEATS:
+    add(room.draw, "temperature", str(value), partial(drawing, temperature=value))
+add(room.draw, "max_new_tokens", "99", partial(drawing, max_new_tokens=99))
+
+
+def stepping(value: float) -> dict:
+    policy = fresh()
+    config = reinforce.ReinforceConfig()
+    learner = room.Learner(config, 4, generator(), policy=(policy, 1e-3))
+    policy.norm.weight.grad = torch.full_like(policy.norm.weight, value)
+    return {"self": learner}
+
+
+for value in (nan, inf):
+    add(room.Learner.step, "gradient", str(value), partial(stepping, value))
 
 # REFUSED: model
 
@@ -709,12 +750,12 @@ for function in (grpo.centred_advantages, grpo.group_advantages, rloo.leave_one_
 call = {**GROUP, "greedy_rewards": f64(1.0, 0.0)}
 refuse_groups(remax.remax_advantages, call)
 refuse_slots(remax.remax_advantages, call, "greedy_rewards")
-call = {**GROUP, "scores": -rand(2, 3)}
-refuse_slots(rrhf.ranking_loss, call, "rewards", "scores")
+call = {**GROUP, "mean_logprobs": -rand(2, 3)}
+refuse_slots(rrhf.ranking_loss, call, "rewards", "mean_logprobs")
 refuse_count(rrhf.ranking_loss, call)
 bad = (-0.1, nan, inf)
 refuse(rrhf.rrhf_loss, RANKED, sft_weight=bad, margin=bad)
-for function in (rrhf.scores, rrhf.summed_scores):
+for function in (rrhf.mean_logprobs, rrhf.summed_logprobs):
     refuse(function, CALLS[function], detail="row 2", mask={"a dead row": MASK})
 for function in (rrhf.rrhf_loss, ppo.shape_token_rewards):
     refuse(function, CALLS[function], mask={"a dead row": MASK})
@@ -849,9 +890,11 @@ for train in DRAWING:
 for train in (reinforce.train, remax.train, rloo.train, grpo.train, ppo.train):
     refuse_run(train, beta=(-0.1, nan, inf))
     refuse_run(train, names="reference", beta=(0.1,))
-for train in (rloo.train, grpo.train, rrhf.train):
+for train in (rloo.train, grpo.train, rrhf.train, dpo.train):
     refuse_run(train, samples=(1,))
-refuse_run(dpo.train, names="K >= 2", samples=(1,))
+call = {"model": still(), "pad_id": PAD, "temperature": 1.0}
+silent = {"no answer": [([BOS, 97, ANSWER], [121, EOS], [])]}
+refuse(dpo.pair_logprobs, call, names="response", pairs=silent)
 refuse_run(dpo.train, beta=(0.0, -0.1, nan, inf), batch=(0, -1))
 refuse_run(dpo.train, names="reference", reset_reference=(False,))
 refuse_run(rejection_sampling.train, rounds=(0,), batch_tokens=(0,))
@@ -1465,6 +1508,11 @@ def test_a_mask_after_the_scores_would_be_found():
 # Nothing is missing
 
 UNCHECKED = {
+    "it hands on what it is given, to a function that looks": [
+        room.reference_logprobs,
+        room.deal,
+        ppo.score_answers,
+    ],
     "its caller has looked": [
         model.rotate,
         sampling.invert,
@@ -1478,6 +1526,7 @@ UNCHECKED = {
         dpo.ipo,
         rrhf.best_answers,
     ],
+    "it refuses nothing": [lp.at_least_float32],
     "it draws a picture": [plotting.draw_price],
 }
 INERT = {  # junk in masked slots changes nothing: tests/test_losses.py
@@ -1487,12 +1536,21 @@ INERT = {  # junk in masked slots changes nothing: tests/test_losses.py
     if common.name_of(check) == "check_mask_is_inert"
 }
 UNMASKED = {
+    "it hands them on, to a function that is tested": [
+        room.sampled_kl,
+        room.reference_logprobs,
+        ppo.score_answers,
+    ],
     "it reads no floats but (B,)": [
         checks.check_mask,
         checks.check_rows,
         checks.check_tokens,
     ],
-    "it reads no log-probabilities": [rewards.score, evaluation.answer_metrics],
+    "it reads no log-probabilities": [
+        rewards.score,
+        evaluation.answer_metrics,
+        room.deal,
+    ],
 }
 
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from minialign.algorithms import reinforce
 from minialign.algorithms.reinforce import (
     batch_mean,
     moving_average,
@@ -81,7 +80,7 @@ run = METHOD.run
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_one_update_by_hand(monkeypatch, temperature):
     """Every metric from the rollout, row by row, against code of its own."""
-    drawn = training.spied(monkeypatch, reinforce, "generate")
+    drawn = training.spied_draws(monkeypatch)
     config = replace(CONFIG, beta=0.5, temperature=temperature)
     policy, reference = stretched(), base()
     twin = copy.deepcopy(policy)

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import minialign.training
 from minialign import evaluation, sampling
 from minialign.algorithms import rejection_sampling as rs
 from minialign.algorithms.rejection_sampling import (
@@ -236,7 +237,7 @@ def test_one_update_by_hand(monkeypatch, temperature, chunk):
     Right answers have 2 tokens each, so a batch of 2 x their number holds each once.
     """
     monkeypatch.setattr(rs, "CHUNK", chunk)
-    rooms = sampling, rs
+    rooms = sampling, minialign.training
     chunks, joined = (training.spied(monkeypatch, x, "generate") for x in rooms)
     policy, reference = stretched(), base()
     twin = copy.deepcopy(policy)

@@ -169,7 +169,7 @@ def greedy_answer(policy, question, budget=3):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_one_update_by_hand(monkeypatch, temperature):
     """Every metric from the rollout, row by row, against code of its own."""
-    drawn = training.spied(monkeypatch, remax, "generate")
+    drawn = training.spied_draws(monkeypatch)
     config = replace(CONFIG, beta=0.5, temperature=temperature)
     policy, reference = stretched(), base()
     twin = copy.deepcopy(policy)

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minialign.algorithms import rloo
 from minialign.algorithms.rloo import leave_one_out, rloo_loss
 from tests import enumeration as world
 from tests.methods import METHODS
@@ -97,7 +96,7 @@ run = METHOD.run
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_one_update_by_hand(monkeypatch, temperature):
     """Every metric from the rollout, row by row, against code of its own."""
-    drawn = training.spied(monkeypatch, rloo, "generate")
+    drawn = training.spied_draws(monkeypatch)
     config = replace(CONFIG, beta=0.5, temperature=temperature)
     policy, reference = stretched(), base()
     twin = copy.deepcopy(policy)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import minialign.training
 from minialign import sampling
 from minialign.algorithms import rrhf
 from minialign.algorithms.rrhf import (
@@ -77,7 +78,7 @@ def test_one_update_by_hand(monkeypatch, temperature):
 
     Of six problems three are learnt from first: the later ones.
     """
-    drawn = training.spied(monkeypatch, rrhf, "generate")
+    drawn = training.spied_draws(monkeypatch)
     config = replace(
         CONFIG, prompts=6, batch=3, margin=0.2, sft_weight=2.0, temperature=temperature
     )
@@ -113,8 +114,8 @@ def test_one_update_by_hand(monkeypatch, temperature):
         "violated": sum(found) / len(found),
         "tied": sum(len(set(row)) == 1 for row in rows) / 3,
         "unanswered": sum(not any(row) for row in rows) / 3,
-        "score_right": points[right].mean().item(),
-        "score_wrong": points[~right].mean().item(),
+        "mean_logprob_right": points[right].mean().item(),
+        "mean_logprob_wrong": points[~right].mean().item(),
     }
     training.assert_metrics(metrics, rollout, expected)
     assert metrics["kl"] > 0 and found
@@ -132,7 +133,7 @@ def test_ties_and_unanswered_problems_are_counted():
     metrics = list(run(policy, reward=never))
     assert {row["unanswered"] for row in metrics} == {1}
     assert {row["loss"] for row in metrics} == {row["grad_norm"] for row in metrics}
-    assert metrics[0]["loss"] == 0 and metrics[0]["score_right"] == 0
+    assert metrics[0]["loss"] == 0 and metrics[0]["mean_logprob_right"] == 0
     training.assert_same_bits(dict(policy.state_dict()), before)
 
 
@@ -170,16 +171,16 @@ def test_a_round_begins_with_all_its_batches():
 def test_what_is_shown_is_scored_as_what_is_trained():
     """Sums of nats lie below means of the same answers."""
     shown = []
-    for scoring in (rrhf.scores, rrhf.summed_scores):
-        metrics = next(run(base(), CONFIG, scoring=scoring))
-        shown.append((metrics["score_right"], metrics["score_wrong"]))
+    for likelihood in (rrhf.mean_logprobs, rrhf.summed_logprobs):
+        metrics = next(run(base(), CONFIG, likelihood=likelihood))
+        shown.append((metrics["mean_logprob_right"], metrics["mean_logprob_wrong"]))
     (right, wrong), (right_sum, wrong_sum) = shown
     assert right_sum < right - 0.1 and wrong_sum < wrong - 0.1
 
 
 def test_a_round_takes_its_answers_from_the_policy_of_its_start(monkeypatch):
     """Own answers, iterated: the second round's come from a policy that has learnt."""
-    drawn = training.spied(monkeypatch, rrhf, "generate")
+    drawn = training.spied_draws(monkeypatch)
     metrics = list(run(base(), **LONG | {"updates": 5}))
     assert len(drawn) == 2
     share = [judged(rollout).mean().item() for _, rollout in drawn]
@@ -194,7 +195,7 @@ def test_given_answers_are_learnt_from_and_nothing_is_drawn(monkeypatch):
     list(run(base(), replace(CONFIG, rounds=1, updates=1), state=state))
     given = rrhf.Rollout(**state["rollout"]), state["rewards"]
 
-    monkeypatch.setattr(rrhf, "generate", None)
+    monkeypatch.setattr(minialign.training, "generate", None)
     policy = base()
     sizes = LONG | {"updates": 10, "batch": 2, "samples": 1}
     metrics = list(run(policy, problems=[], given=given, **sizes))

@@ -378,23 +378,6 @@ def test_chunks_are_drawn_one_after_the_other_and_joined(size):
     assert torch.equal(chance.get_state(), again.get_state())
 
 
-@pytest.mark.parametrize("minibatches", [1, 3])
-@pytest.mark.parametrize("micro_batch", [1, 2, 100])
-def test_dealing_gives_each_row_once_an_epoch(minibatches, micro_batch):
-    rollout = roll(Policy(OFTEN), samples=3)
-    steps = rollout.deal(2, minibatches, micro_batch, dice(5))
-    assert len(steps) == 2 * minibatches
-    B = len(rollout.tokens)
-    for epoch in steps[:minibatches], steps[minibatches:]:
-        sizes = [sum(map(len, step)) for step in epoch]
-        assert max(sizes) - min(sizes) <= 1
-        rows = torch.cat([rows for step in epoch for rows in step])
-        assert sorted(rows.tolist()) == list(range(B))
-    assert all(len(rows) <= micro_batch for step in steps for rows in step)
-    orders = [torch.cat(step).tolist() for step in (steps[0], steps[minibatches])]
-    assert (orders[0] == orders[1]) == (minibatches == 1)  # dealt anew, or no lots
-
-
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
 def test_rescoring_is_done_in_the_parts_it_is_given(temperature):
     model = Policy(OFTEN)

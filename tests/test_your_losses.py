@@ -39,11 +39,12 @@ import torch
 class Unused:
     x: int = 0
 
-def ranking_loss(scores, rewards, count=None):
+def ranking_loss(mean_logprobs, rewards, count=None):
     r = rewards.detach()
     pairs = r[:, :, None] < r[:, None, :]
-    gaps = torch.where(pairs, scores[:, :, None] - scores[:, None, :], 0.0)
-    return torch.relu(gaps).sum() / (len(scores) if count is None else count)
+    p = mean_logprobs
+    gaps = torch.where(pairs, p[:, :, None] - p[:, None, :], 0.0)
+    return torch.relu(gaps).sum() / (len(rewards) if count is None else count)
 """
 
 WRONG = """

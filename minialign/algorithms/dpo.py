@@ -26,6 +26,7 @@ from torch.nn.functional import logsigmoid
 
 from minialign.checks import (
     check_logprobs,
+    check_problems,
     check_reference,
     check_settings,
     check_shapes,
@@ -38,8 +39,12 @@ from minialign.logprobs import (
 from minialign.model import GPT
 from minialign.problems import Problem
 from minialign.rewards import Reward, score
-from minialign.sampling import collate, generate
+from minialign.sampling import collate
 from minialign.tokenizer import Tokenizer
+from minialign.training import (
+    Learner,
+    draw,
+)
 
 Pair = tuple[list[int], list[int], list[int]]  # ids: prompt, chosen, rejected with EOS
 
@@ -76,7 +81,9 @@ def conservative(h: Tensor, beta: float, smoothing: float = 0.1) -> Tensor:
     "A note on DPO with noisy preferences". Raises: ValueError for ε not in [0, 0.5)."""
     if not 0 <= smoothing < 0.5:
         raise ValueError(f"smoothing: got {smoothing}, must be in [0, 0.5)")
-    return -(1 - smoothing) * logsigmoid(beta * h) - smoothing * logsigmoid(-beta * h)
+    as_told = -logsigmoid(beta * h)
+    the_other_way = -logsigmoid(-beta * h)
+    return (1 - smoothing) * as_told + smoothing * the_other_way
 
 
 def ipo(h: Tensor, beta: float) -> Tensor:
@@ -87,38 +94,53 @@ def ipo(h: Tensor, beta: float) -> Tensor:
 
 
 def dpo_loss(
-    chosen_logprobs: Tensor, rejected_logprobs: Tensor, ref_chosen_logprobs: Tensor,
-    ref_rejected_logprobs: Tensor, beta: float, count: int | None = None,
+    chosen_logprobs: Tensor,
+    rejected_logprobs: Tensor,
+    ref_chosen_logprobs: Tensor,
+    ref_rejected_logprobs: Tensor,
+    beta: float,
+    count: int | None = None,
     per_pair: Callable[[Tensor, float], Tensor] = logistic,
-) -> Tensor:  # fmt: skip
-    """L = −(1/B) Σ_b log σ(β h_b): log 2 where the policy is the reference.
+) -> Tensor:
+    """L = −(1/N) Σ_n log σ(β h_n): log 2 where the policy is the reference.
 
-    Shapes: all (B,), *sums* of log-probs over an answer -> (). Units: nats per pair.
-    Reduction: mean over pairs; `count` replaces B, so that micro-batches add up.
-    Gradient: through chosen_logprobs, −β σ(−β h) / B, and rejected_logprobs, its
-    opposite: pairs well told apart count for little. Source: the paper's equation 7.
-    Raises: ValueError for shapes that disagree, (B, 1) for (B,), values not finite or
+    h = log π(y_w)/reference(y_w) − log π(y_l)/reference(y_l), in nats. `per_pair` is
+    what becomes of each h.
+
+    Shapes: all (N,), *sums* of log-probs over an answer -> (). Units: nats per pair.
+    Reduction: mean over pairs; `count` replaces N, so that micro-batches add up.
+    Gradient: through chosen_logprobs, −β σ(−β h) / N, and rejected_logprobs, its
+    opposite: pairs well told apart count for little.
+    Raises: ValueError for shapes that disagree, (N, 1) for (N,), values not finite or
     above 0, a beta not positive; TypeError for what is not float32 or float64.
+    Source: Rafailov et al. 2023, arXiv 2305.18290, equation 7.
     """
-    given = {name: x for name, x in locals().items() if name.endswith("logprobs")}
-    check_shapes(**given)  # all alike, and never (B, 1)
+    sums = {
+        "chosen_logprobs": chosen_logprobs,
+        "rejected_logprobs": rejected_logprobs,
+        "ref_chosen_logprobs": ref_chosen_logprobs,
+        "ref_rejected_logprobs": ref_rejected_logprobs,
+    }
+    check_shapes(**sums)  # all alike, and never (N, 1)
     check_shapes(chosen_logprobs=chosen_logprobs, rows=chosen_logprobs.flatten())
-    live = torch.ones_like(chosen_logprobs, dtype=torch.bool)  # (B,)
-    for name, x in given.items():
+    live = torch.ones_like(chosen_logprobs, dtype=torch.bool)  # (N,)
+    for name, x in sums.items():
         check_logprobs(name, x, live)
     if not 0 < beta < float("inf"):
         raise ValueError(f"beta: got {beta}, must be finite and above 0")
-    h = chosen_logprobs - ref_chosen_logprobs.detach()  # (B,)
-    h = h - (rejected_logprobs - ref_rejected_logprobs.detach())  # (B,)
-    return sequence_sum(per_pair(h, beta)[:, None], live[:, None], count)
+    chosen = chosen_logprobs - ref_chosen_logprobs.detach()  # (N,)
+    rejected = rejected_logprobs - ref_rejected_logprobs.detach()  # (N,)
+    losses = per_pair(chosen - rejected, beta)  # (N,)
+    return sequence_sum(losses[:, None], live[:, None], count)
 
 
 def make_pairs(rewards: Tensor, most: int, generator: torch.Generator) -> Tensor:
     """Pair the best answer to a problem with the worst, the second with the second ...
 
-    Ties are broken by lot, and equal rewards make no pair. So rewards of 0 and 1 give
-    min(#right, #wrong) disjoint random pairs a problem; at most `most` are kept.
-    Shapes: rewards (P, K) -> (N, 2): rows of the P·K answers, chosen and rejected.
+    Ties are broken by chance, and equal rewards make no pair. So rewards of 0 and 1
+    give min(#right, #wrong) disjoint random pairs a problem; at most `most` are kept.
+
+    Shapes: rewards (P, K) -> (N, 2): rows of the P * K answers, chosen and rejected.
     Raises: ValueError for another rank, K < 2, rewards not finite, most < 1.
     """
     if rewards.dim() != 2 or rewards.shape[1] < 2 or not rewards.isfinite().all():
@@ -126,28 +148,69 @@ def make_pairs(rewards: Tensor, most: int, generator: torch.Generator) -> Tensor
     if most < 1:
         raise ValueError(f"most: got {most}, must be 1 or more")
     P, K = rewards.shape
-    lots = torch.rand(P, K, generator=generator, device=generator.device)
-    mixed = lots.to(rewards.device).argsort(1)  # (P, K)
+    chance = torch.rand(P, K, generator=generator, device=generator.device)
+    mixed = chance.to(rewards.device).argsort(1)  # (P, K), each row in random order
     ranks = rewards.gather(1, mixed).argsort(dim=1, descending=True, stable=True)
-    rows = mixed.gather(1, ranks) + K * torch.arange(P).to(mixed)[:, None]  # best first
-    pairs = torch.stack((rows, rows.flip(1)), 2)[:, : min(K // 2, most)]
-    earned = rewards.flatten()[pairs]  # (P, K // 2 or most, 2)
-    return pairs[earned[..., 0] > earned[..., 1]]
+    first_rows = K * torch.arange(P).to(mixed)[:, None]  # (P, 1)
+    rows = first_rows + mixed.gather(1, ranks)  # (P, K), best first
+    from_both_ends = torch.stack((rows, rows.flip(1)), 2)  # (P, K, 2)
+    pairs = from_both_ends[:, : min(K // 2, most)]  # (P, K // 2 or most, 2)
+    earned = rewards.flatten()[pairs]
+    return pairs[earned[..., 0] > earned[..., 1]]  # (N, 2)
 
 
-def pair_logprobs(model: GPT, pairs: Sequence[Pair], pad_id: int, temperature: float):
-    """log π of both answers of each pair, summed over tokens. Shapes: -> (N, 2)."""
+def pair_logprobs(
+    model: GPT, pairs: Sequence[Pair], pad_id: int, temperature: float
+) -> Tensor:
+    """log π of both answers of each pair, summed over tokens.
+
+    Shapes: N pairs -> (N, 2), chosen and rejected. Units: nats, <= 0.
+    Gradient: through the model. Raises: as `collate` and `token_logprobs`.
+    """
+    answers = []
+    for prompt, chosen, rejected in pairs:
+        answers.append((prompt, chosen))
+        answers.append((prompt, rejected))
     device = next(model.parameters()).device
-    answers = [(prompt, answer) for prompt, *both in pairs for answer in both]
-    tokens, mask = (x.to(device) for x in collate(answers, pad_id))  # (2N, T), (2N, S)
-    return token_logprobs(model, tokens, mask, temperature).sum(1).view(-1, 2)  # (N, 2)
+    tokens, mask = collate(answers, pad_id)  # (2N, T), (2N, S)
+    logprobs = token_logprobs(model, tokens.to(device), mask.to(device), temperature)
+    return logprobs.sum(1).view(-1, 2)  # (N, 2)
+
+
+@torch.no_grad()
+def reference_of_pairs(
+    reference: GPT, pairs: Sequence[Pair], pad_id: int, config: DPOConfig
+) -> Tensor | None:
+    """`pair_logprobs` of the reference, `micro_batch` pairs at a time; None of none.
+
+    Shapes: N pairs -> (N, 2). Units: nats. Gradient: none.
+    """
+    parts = []
+    for first in range(0, len(pairs), config.micro_batch):
+        part = pairs[first : first + config.micro_batch]
+        parts.append(pair_logprobs(reference, part, pad_id, config.temperature))
+    return torch.cat(parts) if parts else None
+
+
+def _shuffled(count: int, generator: torch.Generator) -> list[int]:
+    """0 .. count - 1 in random order."""
+    chance = torch.rand(count, generator=generator, device=generator.device)
+    return chance.argsort().tolist()
 
 
 def train(
-    policy: GPT, tokenizer: Tokenizer, problems: Sequence[Problem], reward: Reward,
-    config: DPOConfig, *, generator: torch.Generator, given: Sequence[Pair] = (),
-    loss: Callable = dpo_loss, reference: GPT | None = None, state: dict | None = None,
-) -> Iterator[dict[str, float]]:  # fmt: skip
+    policy: GPT,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    reward: Reward,
+    config: DPOConfig,
+    *,
+    generator: torch.Generator,
+    given: Sequence[Pair] = (),
+    loss: Callable[..., Tensor] = dpo_loss,
+    reference: GPT | None = None,
+    state: dict | None = None,
+) -> Iterator[dict[str, float]]:
     """Train the policy in place; one dict of metrics per optimiser step.
 
     Round r asks problems[r * prompts : (r + 1) * prompts], from the start again when
@@ -164,89 +227,109 @@ def train(
     ValueError for no problems, a reference missing or sharing weights, inf gradients.
     """
     check_settings(config, "beta")
-    if not problems and not given:
-        raise ValueError("problems: got none, need at least one")
+    if not given:
+        check_problems(problems)
+        if config.samples < 2:
+            raise ValueError(f"samples: got {config.samples}, a pair needs K >= 2")
     needed = "" if config.reset_reference else "reset_reference is False"
     check_reference(policy, reference, needed)
-    state = {} if state is None else state
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=0.0)
-    if state:
-        policy.load_state_dict(state["policy"])
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
-    K, heat, size = config.samples, config.temperature, config.micro_batch
-    steps, scoring = config.rounds * config.updates, (tokenizer.pad_id, heat)
+    steps = config.rounds * config.updates
+    learner = Learner(config, steps, generator, state, policy=(policy, config.lr))
+    pairs = learner.state.get("pairs", [])
+    ref_logprobs = learner.state.get("ref_logprobs")  # (N, 2), of chosen and rejected
+    order = learner.state.get("order", [])  # of the pairs still to be met
+    drawn = learner.state.get("drawn", {})  # metrics of the round's draw
 
-    for update in range(state.get("update", 0), steps):
-        turn, step = divmod(update, config.updates)
+    for update in learner.remaining():
+        round_, step = divmod(update, config.updates)
+        if step == 0 and given:
+            pairs = list(given)
+            drawn = {"pairs": len(pairs), "completions": 0}
+        elif step == 0:
+            # 1. draw
+            asked, rollout = draw(
+                policy,
+                tokenizer,
+                problems,
+                round_,
+                config,
+                generator,
+                chunk=config.chunk,
+            )
+
+            # 2. score
+            rewards = score(reward, asked, rollout, tokenizer)  # (P * K,)
+            groups = rewards.view(config.prompts, config.samples)  # (P, K)
+            drawn = answer_metrics(asked, rollout, rewards, tokenizer)
+            if reference is not None:
+                firsts = torch.arange(0, len(rewards), config.samples)  # one a problem
+                kl = measured_kl(policy, reference, rollout.select(firsts))  # (P,)
+                drawn["kl"] = kl.mean().item()
+
+            # 3. compare
+            rows = make_pairs(groups, config.pairs_per_problem, generator).tolist()
+            answers = rollout.responses()
+            pairs = []
+            paired = set()  # the problems that have a pair
+            for chosen, rejected in rows:
+                problem = chosen // config.samples
+                paired.add(problem)
+                prompt = tokenizer.encode_prompt(asked[problem].question)
+                pairs.append((prompt, answers[chosen], answers[rejected]))
+            drawn["unpaired"] = 1 - len(paired) / len(asked)
+            drawn["pairs"] = len(pairs)
+            drawn["completions"] = (round_ + 1) * len(rewards)
         if step == 0:
-            pairs, asked, drawn = list(given), [], {}
-            if not given:
-                # 1. draw
-                wanted = range(turn * config.prompts, (turn + 1) * config.prompts)
-                asked = [problems[i % len(problems)] for i in wanted]
-                prompts = [tokenizer.encode_prompt(each.question) for each in asked]
-                rollout = generate(
-                    policy, prompts, samples=K, temperature=heat, chunk=config.chunk,
-                    eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
-                    max_new_tokens=config.max_new_tokens, generator=generator,
-                )  # fmt: skip
-
-                # 2. score
-                rewards = score(reward, asked, rollout, tokenizer).view(-1, K)  # (P, K)
-                drawn = answer_metrics(asked, rollout, rewards, tokenizer)
-                if reference is not None:
-                    one = rollout.select(torch.arange(0, rewards.numel(), K))
-                    drawn["kl"] = measured_kl(policy, reference, one).mean().item()
-
-                # 3. compare
-                answers = rollout.responses()
-                rows = make_pairs(rewards, config.pairs_per_problem, generator).tolist()
-                pairs = [(prompts[w // K], answers[w], answers[v]) for w, v in rows]
-                drawn["unpaired"] = 1 - len({w // K for w, _ in rows}) / len(asked)
-            drawn |= {"pairs": len(pairs), "completions": (turn + 1) * len(asked) * K}
-            for name, i in (("chosen_length", 1), ("rejected_length", 2)):
-                drawn[name] = sum(len(p[i]) for p in pairs) / max(len(pairs), 1)
+            order = []
+            chosen_tokens = sum(len(chosen) for _, chosen, _ in pairs)
+            rejected_tokens = sum(len(rejected) for _, _, rejected in pairs)
+            drawn["chosen_length"] = chosen_tokens / max(len(pairs), 1)
+            drawn["rejected_length"] = rejected_tokens / max(len(pairs), 1)
+            # Kept as numbers, so that no copy of the weights is needed.
             frozen = policy if config.reset_reference else reference
-            with torch.no_grad():  # kept as numbers: no copy of the weights is needed
-                parts = [pairs[i : i + size] for i in range(0, len(pairs), size)]
-                ref = [pair_logprobs(frozen, part, *scoring) for part in parts]
-            state |= {"pairs": pairs, "order": [], "drawn": drawn}
-            state["ref_logprobs"] = torch.cat(ref) if ref else None  # (N, 2)
+            ref_logprobs = reference_of_pairs(frozen, pairs, tokenizer.pad_id, config)
 
         # 4. update
-        pairs, order = state["pairs"], state["order"]
         while pairs and len(order) < config.batch:
-            lots = torch.rand(len(pairs), generator=generator, device=generator.device)
-            order = order + lots.argsort().tolist()
-        rows, state["order"] = order[: config.batch], order[config.batch :]
-        up = (update + 1) / max(config.warmup, 1)
-        down = (steps - update) / max(steps - config.warmup, 1)
-        optimizer.param_groups[0]["lr"] = config.lr * min(up, down, 1.0)
-        optimizer.zero_grad(set_to_none=True)
-        policy.train()
-        value, seen = 0.0, []
-        for part in [rows[i : i + size] for i in range(0, len(rows), size)]:
-            own = pair_logprobs(policy, [pairs[i] for i in part], *scoring)  # (b, 2)
-            seen.append(torch.cat((own, state["ref_logprobs"][part].to(own)), 1))
-            piece = loss(*seen[-1].unbind(1), beta=config.beta, count=len(rows))
-            piece.backward()
+            order = order + _shuffled(len(pairs), generator)
+        batch = order[: config.batch]
+        order = order[config.batch :]
+        value = 0.0
+        seen = []
+        for first in range(0, len(batch), config.micro_batch):
+            part = batch[first : first + config.micro_batch]
+            own = pair_logprobs(
+                policy, [pairs[i] for i in part], tokenizer.pad_id, config.temperature
+            )  # (b, 2)
+            ref = ref_logprobs[part].to(own)  # (b, 2)
+            piece = loss(
+                own[:, 0],
+                own[:, 1],
+                ref[:, 0],
+                ref[:, 1],
+                beta=config.beta,
+                count=len(batch),
+            )
+            learner.backward(piece)
             value += piece.item()
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise ValueError(f"update {update}: gradient norm {norm}, loss {value}")
-        optimizer.step()
+            seen.append(torch.cat((own.detach(), ref), 1))  # (b, 4)
+        grad_norm = learner.step()
 
         # 5. report
-        four = torch.cat(seen).detach() if seen else torch.zeros(1, 4)  # (pairs, 4)
-        h = four[:, 0] - four[:, 2] - (four[:, 1] - four[:, 3])  # (pairs,)
+        learner.keep(pairs=pairs, order=order, ref_logprobs=ref_logprobs, drawn=drawn)
+        four = torch.cat(seen) if seen else torch.zeros(1, 4)  # (batch, 4)
+        h = four[:, 0] - four[:, 2] - (four[:, 1] - four[:, 3])  # (batch,)
         chosen, rejected, ref_chosen, ref_rejected = four.mean(0).tolist()
-        state |= {"policy": policy.state_dict(), "optimizer": optimizer.state_dict()}
-        state |= {"generator": generator.get_state(), "update": update + 1}
         yield {
-            "update": update + 1, "round": turn + 1, **state["drawn"], "loss": value,
-            "grad_norm": norm.item(), "margin": config.beta * h.mean().item(),
+            "update": update + 1,
+            "round": round_ + 1,
+            **drawn,
+            "loss": value,
+            "grad_norm": grad_norm,
+            "margin": config.beta * h.mean().item(),
             "preferred": (h > 0).float().mean().item(),
-            "chosen_logprob": chosen, "chosen_shift": chosen - ref_chosen,
-            "rejected_logprob": rejected, "rejected_shift": rejected - ref_rejected,
-        }  # fmt: skip
+            "chosen_logprob": chosen,
+            "chosen_shift": chosen - ref_chosen,
+            "rejected_logprob": rejected,
+            "rejected_shift": rejected - ref_rejected,
+        }

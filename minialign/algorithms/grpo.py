@@ -18,12 +18,14 @@ Lesson: lessons/14_grpo.py
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minialign.checks import (
     check_groups,
+    check_problems,
     check_reference,
     check_rows,
     check_settings,
@@ -41,8 +43,15 @@ from minialign.logprobs import (
 from minialign.model import GPT
 from minialign.problems import Problem
 from minialign.rewards import Reward, score
-from minialign.sampling import generate, rescore
+from minialign.sampling import rescore
 from minialign.tokenizer import Tokenizer
+from minialign.training import (
+    Learner,
+    Sums,
+    deal,
+    draw,
+    sampled_kl,
+)
 
 Advantage = Callable[[Tensor], Tensor]  # rewards (P, K) -> (P, K)
 Reduction = Callable[[Tensor, int], Tensor]  # mask, max_new_tokens -> weights (B, S)
@@ -96,7 +105,8 @@ def group_advantages(rewards: Tensor, epsilon: float = 1e-4) -> Tensor:
 def per_sequence(mask: Tensor, max_new_tokens: int) -> Tensor:
     """w = 1 / (B |y_i|), the paper's: answers weigh the same, tokens of long ones less.
     Shapes: mask (B, S) -> (B, S) float64, 0 if masked; B: rows with live slots."""
-    return mask.double() / mask.sum(1, keepdim=True).clamp(min=1) / mask.any(1).sum()
+    lengths = mask.sum(1, keepdim=True).clamp(min=1)  # (B, 1)
+    return mask.double() / lengths / mask.any(1).sum()
 
 
 def by_constant(mask: Tensor, max_new_tokens: int) -> Tensor:
@@ -128,9 +138,13 @@ def k3_term(logprobs: Tensor, old: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
 
 
 def clipped_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor,
-    eps_low: float = 0.2, eps_high: float = 0.2,
-) -> Tensor:  # fmt: skip
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    eps_low: float = 0.2,
+    eps_high: float = 0.2,
+) -> Tensor:
     """−min(ρ A, clip(ρ, 1 − eps_low, 1 + eps_high) A) of each token.
     Shapes: advantages (B,), the rest (B, S) -> (B, S), 0 where masked. Units: of A.
     Reduction: none; sum with the batch's weights. Gradient: through logprobs: −ρ A, 0
@@ -139,21 +153,31 @@ def clipped_loss(
     shapes that disagree, values not finite; TypeError for a mask not bool.
     Source: arXiv 2402.03300, equation 3; the clip: PPO, arXiv 1707.06347, equation 7.
     """
-    if not (0 < eps_low <= 1 and eps_high > 0):
-        got = f"got {eps_low} and {eps_high}"
-        raise ValueError(f"eps_low, eps_high: {got}, must be in (0, 1] and positive")
+    if not 0 < eps_low <= 1:
+        raise ValueError(f"eps_low: got {eps_low}, must be in (0, 1]")
+    if not eps_high > 0:
+        raise ValueError(f"eps_high: got {eps_high}, must be above 0")
     ratio = probability_ratio(logprobs, old_logprobs, mask)  # (B, S)
     check_rows("advantages", advantages, mask)
     A = torch.where(mask, advantages.detach()[:, None], 0.0)  # (B, S)
-    return -torch.minimum(ratio * A, ratio.clamp(1 - eps_low, 1 + eps_high) * A)
+    clipped = ratio.clamp(1 - eps_low, 1 + eps_high)  # (B, S)
+    return -torch.minimum(ratio * A, clipped * A)
 
 
 def train(
-    policy: GPT, tokenizer: Tokenizer, problems: Sequence[Problem], reward: Reward,
-    config: GRPOConfig, *, generator: torch.Generator,
-    advantage: Advantage = group_advantages, reduction: Reduction = per_sequence,
-    kl_term: KLTerm = k3_term, reference: GPT | None = None, state: dict | None = None,
-) -> Iterator[dict[str, float]]:  # fmt: skip
+    policy: GPT,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    reward: Reward,
+    config: GRPOConfig,
+    *,
+    generator: torch.Generator,
+    advantage: Advantage = group_advantages,
+    reduction: Reduction = per_sequence,
+    kl_term: KLTerm = k3_term,
+    reference: GPT | None = None,
+    state: dict | None = None,
+) -> Iterator[dict[str, float]]:
     """Train the policy in place; one dict of metrics per update, that is per draw.
     Problems are asked in order, again when they run out; `generator` samples answers
     and deals them to minibatches; `state`, complete at every yield, continues a run.
@@ -166,87 +190,94 @@ def train(
     shares the policy's weights, no problems, advantages not (P, K), a gradient of inf.
     """
     check_settings(config)
-    check_reference(policy, reference, f"beta is {config.beta}" if config.beta else "")
-    P, B = config.prompts, config.prompts * config.samples
-    for name, low, high in ("samples", 2, B), ("epochs", 1, 99), ("minibatches", 1, B):
-        if not low <= (got := getattr(config, name)) <= high:
-            raise ValueError(f"{name}: got {got}, must be {low} to {high}")
-    if not problems:
-        raise ValueError("problems: got none, need at least one")
-    state = {} if state is None else state
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=0.0)
-    if state:
-        policy.load_state_dict(state["policy"])
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
-    heat, band = config.temperature, (config.eps_low, config.eps_high)
+    check_problems(problems)
+    needed = f"beta is {config.beta}" if config.beta > 0 else ""
+    check_reference(policy, reference, needed)
+    if config.samples < 2:
+        raise ValueError(f"samples: got {config.samples}, a group needs K >= 2")
+    answers = config.prompts * config.samples
+    if config.minibatches > answers:
+        raise ValueError(
+            f"minibatches: got {config.minibatches}, must be 1 to {answers} answers"
+        )
+    learner = Learner(
+        config, config.updates, generator, state, policy=(policy, config.lr)
+    )
 
-    for update in range(state.get("update", 0), config.updates):
+    for update in learner.remaining():
         # 1. draw
-        asked = [problems[(update * P + i) % len(problems)] for i in range(P)]
-        rollout = generate(
-            policy, [tokenizer.encode_prompt(problem.question) for problem in asked],
-            eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, samples=config.samples,
-            max_new_tokens=config.max_new_tokens, temperature=heat, generator=generator,
-        )  # fmt: skip
-        mask, passes = rollout.mask, (config.epochs, config.minibatches)  # (B, S)
-        steps = rollout.deal(*passes, config.micro_batch, generator)
+        asked, rollout = draw(policy, tokenizer, problems, update, config, generator)
+        mask = rollout.mask  # (B, S)
+        steps = deal(
+            rollout, config.epochs, config.minibatches, config.micro_batch, generator
+        )
 
         # 2. score
         rewards = score(reward, asked, rollout, tokenizer)  # (B,)
-        parts = [rows for step in steps[: config.minibatches] for rows in step]
+        first_epoch = steps[: config.minibatches]
+        parts = list(chain.from_iterable(first_epoch))  # every row once
         old_logprobs = rescore(policy, rollout, parts)  # (B, S)
-        off, seen = 0.0, {"loss": 0.0, "grad_norm": 0.0, "clip_fraction": 0.0}
         if reference is not None:
             ref_logprobs = rescore(reference, rollout, parts)  # (B, S)
-            seen["kl"] = kl_k1(old_logprobs, ref_logprobs, mask).sum(1).mean().item()
 
         # 3. compare
-        groups = rewards.view(P, config.samples)  # (P, K)
+        groups = rewards.view(config.prompts, config.samples)  # (P, K)
         advantages = advantage(groups)  # (P, K)
         check_shapes(rewards=groups, advantages=advantages)
+        A = advantages.flatten()  # (B,)
 
         # 4. update
-        up = (update + 1) / max(config.warmup, 1)
-        down = (config.updates - update) / max(config.updates - config.warmup, 1)
-        optimizer.param_groups[0]["lr"] = config.lr * min(up, down, 1.0)
-        policy.train()
-        for i, step in enumerate(steps):
-            live = mask[torch.cat(step)]  # (M, S), a minibatch of M answers
+        sums = Sums()
+        off = torch.zeros((), device=mask.device)  # the largest |ρ − 1| so far
+        grad_norm = 0.0
+        for step, minibatch in enumerate(steps):
+            live = mask[torch.cat(minibatch)]  # (M, S), a minibatch of M answers
             weights = reduction(live, config.max_new_tokens).to(old_logprobs)  # (M, S)
-            optimizer.zero_grad(set_to_none=True)
-            for rows, w in zip(step, weights.split(config.micro_batch), strict=True):
+            shares = weights.split(config.micro_batch)  # one for each micro-batch
+            for rows, share in zip(minibatch, shares, strict=True):
                 part = rollout.select(rows)
-                s = part.mask.shape[1]  # these answers need no more columns
-                logprobs = token_logprobs(policy, part.tokens, part.mask, heat)
-                old, A = old_logprobs[rows, :s], advantages.ravel()[rows]  # (b, s) (b,)
-                each = clipped_loss(logprobs, old, A, part.mask, *band)  # (b, s)
-                ratio = probability_ratio(logprobs.detach(), old, part.mask)  # (b, s)
-                binds = part.mask & (each > -ratio * A[:, None])  # (b, s)
+                width = part.mask.shape[1]  # these answers need no more columns
+                logprobs = token_logprobs(
+                    policy, part.tokens, part.mask, config.temperature
+                )  # (b, s)
+                old = old_logprobs[rows, :width]  # (b, s)
+                clipped = clipped_loss(
+                    logprobs, old, A[rows], part.mask, config.eps_low, config.eps_high
+                )  # (b, s)
+                per_choice = clipped  # (b, s)
                 if config.beta > 0:
-                    ref = ref_logprobs[rows, :s]  # (b, s)
-                    each = each + config.beta * kl_term(logprobs, old, ref, part.mask)
-                loss = masked_sum(w[:, :s] * each, part.mask).sum()
-                loss.backward()
-                seen["loss"] += loss.item() / len(steps)
-                seen["clip_fraction"] += (binds.sum() / live.sum()).item() / len(steps)
-                if i == 0:
-                    off = max(off, (ratio - 1).abs().max().item())
-            norm = nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
-            if not torch.isfinite(norm):
-                raise ValueError(f"update {update}: gradient norm {norm}, step {i}")
-            seen["grad_norm"] += norm.item() / len(steps)
-            optimizer.step()
+                    ref = ref_logprobs[rows, :width]  # (b, s)
+                    kl = kl_term(logprobs, old, ref, part.mask)  # (b, s)
+                    per_choice = clipped + config.beta * kl
+                loss = masked_sum(share[:, :width] * per_choice, part.mask).sum()
+                learner.backward(loss)
+                ratio = probability_ratio(logprobs.detach(), old, part.mask)  # (b, s)
+                binds = part.mask & (clipped > -ratio * A[rows, None])  # (b, s)
+                sums.add(
+                    loss=loss.double() / len(steps),
+                    clip_fraction=(binds.sum() / live.sum()).double() / len(steps),
+                )
+                if step == 0:
+                    off = torch.maximum(off, (ratio - 1).abs().max())
+            grad_norm += learner.step() / len(steps)
 
         # 5. report
+        learner.keep()
         lengths = rollout.lengths().float().view_as(groups)  # (P, K)
-        better, worse = lengths[advantages > 0], lengths[advantages < 0]
-        state |= {"policy": policy.state_dict(), "optimizer": optimizer.state_dict()}
-        state |= {"generator": generator.get_state(), "update": update + 1}
-        yield {
-            "update": update + 1, "completions": (update + 1) * B, "ratio_first": off,
-            **answer_metrics(asked, rollout, rewards, tokenizer), **seen,
-            "length_up": better.sum().item() / max(len(better), 1),
-            "length_down": worse.sum().item() / max(len(worse), 1),
+        longer = lengths[advantages > 0]
+        shorter = lengths[advantages < 0]
+        metrics = {
+            "update": update + 1,
+            "completions": (update + 1) * answers,
+            "ratio_first": off.item(),
+            **answer_metrics(asked, rollout, rewards, tokenizer),
+            **sums.read(),
+            "grad_norm": grad_norm,
+            "length_up": longer.sum().item() / max(len(longer), 1),
+            "length_down": shorter.sum().item() / max(len(shorter), 1),
             "dead": (groups == groups[:, :1]).all(1).float().mean().item(),
-        }  # fmt: skip
+        }
+        if reference is not None:
+            kl = sampled_kl(old_logprobs, ref_logprobs, mask)  # (B,)
+            metrics["kl"] = kl.mean().item()
+        yield metrics

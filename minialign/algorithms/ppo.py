@@ -14,7 +14,6 @@ equation: they follow "The N+ Implementation Details of RLHF with PPO" (N-detail
 """
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -23,8 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from minialign.checks import (
+    check_apart,
     check_live,
     check_mask,
+    check_problems,
     check_reference,
     check_rows,
     check_settings,
@@ -32,6 +33,7 @@ from minialign.checks import (
 )
 from minialign.evaluation import answer_metrics
 from minialign.logprobs import (
+    at_least_float32,
     kl_k1,
     kl_k3,
     logprobs_from_logits,
@@ -42,8 +44,15 @@ from minialign.logprobs import (
 from minialign.model import GPT, ScalarHead
 from minialign.problems import Problem
 from minialign.rewards import Reward, score
-from minialign.sampling import generate, rescore
+from minialign.sampling import Rollout, rescore
 from minialign.tokenizer import Tokenizer
+from minialign.training import (
+    Learner,
+    Sums,
+    deal,
+    draw,
+    sampled_kl,
+)
 
 
 @dataclass(frozen=True)
@@ -75,130 +84,221 @@ class PPOConfig:
 
 
 class Critic(nn.Module):
-    """Values by a network of its own, at first a copy of the policy, or (`shared`) by a
-    head on the policy's hidden states, whose loss then moves the policy. 0 at first."""
+    """Values of every prefix, by a network of its own or by a head on the policy's.
+
+    Its own network is at first a copy of the policy without the last layer: it judges
+    words and writes none. `shared` puts a head on the policy's hidden states instead,
+    and then the critic's loss moves the policy too. Every value is 0 at first.
+
+    Shapes: inputs (B, S), the policy's hidden states of them (B, S, D) -> (B, S).
+    """
 
     def __init__(self, policy: GPT, shared: bool = False) -> None:
         super().__init__()
-        self.trunk = None if shared else copy.deepcopy(policy).requires_grad_(True)
-        if self.trunk is not None:
-            self.trunk.lm_head = None  # it judges words and writes none
+        self.trunk = None
+        if not shared:
+            self.trunk = copy.deepcopy(policy).requires_grad_(True)
+            self.trunk.lm_head = None
         self.head = ScalarHead(policy.config.dim).to(next(policy.parameters()))
 
     def forward(self, inputs: Tensor, hidden: Tensor) -> Tensor:
-        return self.head(hidden if self.trunk is None else self.trunk(inputs))  # (B, S)
+        if self.trunk is not None:
+            hidden = self.trunk(inputs)  # (B, S, D)
+        return self.head(hidden)  # (B, S)
 
 
 def score_tokens(
     policy: GPT, critic: nn.Module, tokens: Tensor, mask: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(logprobs, values, entropies) of policy and critic, all read off hidden state s:
-    log π of tokens[:, s+1], V *before* that choice, and its entropy over all words.
-    Shapes: tokens (B, T), mask (B, T - 1) -> three (B, T - 1), 0 at masked slots.
-    Half precision is lifted to float32. Gradient: through both models. Raises:
-    ValueError, TypeError."""
+    """What policy and critic say of every choice: logprobs, values, entropies.
+
+    All three are read off hidden state s, which has seen tokens[:, ..s]: the
+    log-probability of the choice tokens[:, s + 1], the value *before* that choice, and
+    the entropy of the choice over all words.
+
+    Shapes: tokens (B, T), mask (B, S) -> three of (B, S), 0 at masked slots.
+    Units: nats; of the reward; nats. Half precision is lifted to float32.
+    Gradient: through both models. Raises: ValueError, TypeError as `token_logprobs`.
+    """
     check_tokens(policy, tokens, mask)
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]  # (B, S) each
+    inputs = tokens[:, :-1]  # (B, S)
+    targets = tokens[:, 1:]  # (B, S)
     hidden = policy(inputs)  # (B, S, D)
-    found = policy.logits(hidden[mask]), critic(inputs, hidden)[mask]  # (N, V), (N,)
-    logits, values = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in found)
+    logits = at_least_float32(policy.logits(hidden[mask]))  # (N, V), N live tokens
+    values = at_least_float32(critic(inputs, hidden)[mask])  # (N,)
     logprobs = logprobs_from_logits(logits, targets[mask], temperature)  # (N,)
     every = torch.log_softmax(logits / temperature, dim=-1)  # (N, V)
-    live = logprobs, values, -(every.exp() * every).sum(-1)
-    return tuple(x.new_zeros(mask.shape).masked_scatter(mask, x) for x in live)
+    entropies = -(every.exp() * every).sum(-1)  # (N,)
+    return _spread(logprobs, mask), _spread(values, mask), _spread(entropies, mask)
+
+
+def _spread(live: Tensor, mask: Tensor) -> Tensor:
+    """Put the live slots' numbers in their places. Shapes: (N,) -> (B, S), else 0."""
+    return live.new_zeros(mask.shape).masked_scatter(mask, live)
+
+
+@torch.no_grad()
+def score_answers(
+    policy: GPT, critic: nn.Module, rollout: Rollout, parts: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """log π_old and V_old of every choice, before the first step.
+
+    Computed in the parts in which they are learnt from, so that they are the same bits
+    as in the first step, whose ratio is then exactly 1.
+
+    Shapes: parts: rows, together all B -> two of (B, S), 0 where masked.
+    Gradient: none.
+    """
+    old_logprobs = torch.zeros_like(rollout.logprobs)  # (B, S)
+    old_values = torch.zeros_like(rollout.logprobs)  # (B, S)
+    for rows in parts:
+        part = rollout.select(rows)
+        width = part.mask.shape[1]  # these answers need no more columns
+        logprobs, values, _ = score_tokens(
+            policy, critic, part.tokens, part.mask, rollout.temperature
+        )  # (b, s) each
+        old_logprobs[rows, :width] = logprobs.to(old_logprobs)
+        old_values[rows, :width] = values.to(old_values)
+    return old_logprobs, old_values
 
 
 def shape_token_rewards(
     rewards: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, beta: float
 ) -> Tensor:
     """−β k1 on every live token, and the answer's reward on the last of them, EOS.
-    Shapes: rewards (B,), the others (B, S) -> (B, S). Units: of the reward; beta in
-    reward per nat. Gradient: none. Raises: ValueError, TypeError; each row must live.
+
+    Shapes: rewards (B,), the others (B, S) -> (B, S), 0 at masked slots.
+    Units: of the reward; beta in reward per nat. Gradient: none.
+    Raises: ValueError, TypeError; every row must have a live token.
     Source: InstructGPT, arXiv 2203.02155, equation 2.
     """
     _require(0 <= beta < float("inf"), "beta", beta, "finite and 0 or more")
     k1 = kl_k1(logprobs, ref_logprobs, mask).detach()  # (B, S)
     check_rows("rewards", rewards, mask)
     _require(bool(mask.any(1).all()), "mask", "an empty row", "live in every row")
-    last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)  # (B, S)
+    still_to_come = mask.flip(1).cumsum(1).flip(1)  # (B, S), this token included
+    last = mask & (still_to_come == 1)  # (B, S)
     return torch.where(last, rewards.detach()[:, None], 0.0) - beta * k1
 
 
 def gae(
     token_rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
 ) -> Tensor:
-    """Advantages: δ_t = r_t + γ V_{t+1} − V_t and A_t = δ_t + γ λ A_{t+1}.
-    t counts live tokens; masked slots between are skipped. After the last V = A = 0, in
-    truncated answers too: they have earned their 0, and no guess takes its place.
-    Shapes: all (B, S) -> (B, S). Units: of the reward. Gradient: none.
-    Raises: ValueError, TypeError. Source: GAE, arXiv 1506.02438, equation 16.
+    """Generalised advantage estimation: what came after each token, unexpected.
+
+    With t counting the live tokens of an answer,
+
+        δ_t = r_t + γ V_{t+1} − V_t        the surprise of one step
+        A_t = δ_t + γ λ A_{t+1}            it, and a fading share of the later ones
+
+    After the last token V = A = 0, in truncated answers too: they have earned what they
+    have earned, and no guess takes its place. Masked slots between are skipped.
+
+    Shapes: all (B, S) -> (B, S), 0 at masked slots. Units: of the reward.
+    Gradient: none. Raises: ValueError for a gamma or lam outside [0, 1], TypeError.
+    Source: Schulman et al. 2015, arXiv 1506.02438, equation 16.
     """
-    _require(0 <= gamma <= 1 and 0 <= lam <= 1, "gamma, lam", (gamma, lam), "in [0, 1]")
-    live = _masked(mask, token_rewards=token_rewards, values=values)
-    r, v = (x.detach() for x in live)  # (B, S) each
+    _require(0 <= gamma <= 1, "gamma", gamma, "in [0, 1]")
+    _require(0 <= lam <= 1, "lam", lam, "in [0, 1]")
+    check_mask(mask)
+    r = _live("token_rewards", token_rewards, mask).detach()  # (B, S)
+    v = _live("values", values, mask).detach()  # (B, S)
     advantages = torch.zeros_like(r)  # (B, S)
-    value = advantage = torch.zeros_like(r[:, 0])  # (B,) at the next live token
+    next_value = torch.zeros_like(r[:, 0])  # (B,), of the live token after this one
+    next_advantage = torch.zeros_like(r[:, 0])  # (B,)
     for s in reversed(range(mask.shape[1])):
-        new = r[:, s] + gamma * value - v[:, s] + gamma * lam * advantage  # (B,)
-        advantages[:, s] = torch.where(mask[:, s], new, 0.0)
-        advantage = torch.where(mask[:, s], new, advantage)
-        value = torch.where(mask[:, s], v[:, s], value)
+        live = mask[:, s]  # (B,)
+        surprise = r[:, s] + gamma * next_value - v[:, s]  # (B,)
+        advantage = surprise + gamma * lam * next_advantage  # (B,)
+        advantages[:, s] = torch.where(live, advantage, 0.0)
+        next_advantage = torch.where(live, advantage, next_advantage)
+        next_value = torch.where(live, v[:, s], next_value)
     return advantages
 
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
     """(x − mean) / √(population variance + 1e-8) over live slots; 0 if all are equal.
-    Shapes: (B, S) -> (B, S). Gradient: none. Source: N-details, 1e-8 included.
+
+    Shapes: (B, S) -> (B, S), 0 at masked slots. Units: standard deviations.
+    Gradient: none. Raises: ValueError, TypeError. Source: N-details, 1e-8 included.
     """
-    (unmasked,) = _masked(mask, x=x)  # (B, S)
-    live = unmasked.detach()[mask]  # (N,)
-    centred = (live - live.mean()) * (live.min() < live.max())  # no rounding error
-    scaled = centred / (centred.square().mean() + 1e-8).sqrt()
-    return torch.zeros_like(x).masked_scatter(mask, scaled)
+    check_mask(mask)
+    live = _live("x", x, mask).detach()[mask]  # (N,)
+    unequal = live.min() < live.max()  # if not, rounding alone would part them
+    centred = (live - live.mean()) * unequal  # (N,)
+    scaled = centred / (centred.square().mean() + 1e-8).sqrt()  # (N,)
+    return _spread(scaled, mask)
 
 
 def policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor,
-    eps_low: float, eps_high: float, count: int | None = None,
-) -> Tensor:  # fmt: skip
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    eps_low: float,
+    eps_high: float,
+    count: int | None = None,
+) -> Tensor:
     """−(1/B) Σ_b Σ_s min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A), ρ = π / π_old.
-    Flat where A > 0 and ρ > 1 + ε_high, or A < 0 and ρ < 1 − ε_low, and only there.
-    Shapes: all (B, S) -> (). Reduction: sequence sum / B; `count` replaces B. Gradient:
-    through logprobs. Raises: ValueError, TypeError; log ρ > 80 nats is refused.
+
+    Flat where A > 0 and ρ > 1 + ε_high, or A < 0 and ρ < 1 − ε_low, and only there: a
+    token that has moved far enough as A wished is let go, one that moved the wrong way
+    is not.
+
+    Shapes: all (B, S) -> (). Units: of A. Reduction: sequence sum / B; `count` replaces
+    B, so that micro-batches add up to the batch.
+    Gradient: through logprobs. Raises: ValueError, TypeError; log ρ > 80 nats too.
     Source: Schulman et al. 2017, arXiv 1707.06347, equation 7.
     """
     _require(0 < eps_low <= 1, "eps_low", eps_low, "in (0, 1]")
     _require(eps_high > 0, "eps_high", eps_high, "above 0")
-    (live,) = _masked(mask, advantages=advantages)
-    A = live.detach()  # (B, S)
+    check_mask(mask)
+    A = _live("advantages", advantages, mask).detach()  # (B, S)
     ratio = probability_ratio(logprobs, old_logprobs, mask)  # (B, S)
     clipped = ratio.clamp(1 - eps_low, 1 + eps_high)  # (B, S)
     return -sequence_sum(torch.minimum(ratio * A, clipped * A), mask, count)
 
 
 def value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor,
-    clip: float | None = None, count: int | None = None,
-) -> Tensor:  # fmt: skip
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    clip: float | None = None,
+    count: int | None = None,
+) -> Tensor:
     """½ mean of max((V − R)², (V_old + clip(V − V_old, ±c) − R)²); None: no clip.
+
     Flat once V has moved by more than c towards R (and has not overshot it by more).
-    Shapes: all (B, S) -> (). Reduction: token mean; `count` replaces their number.
+
+    Shapes: all (B, S) -> (). Units: of the reward, squared. Reduction: token mean;
+    `count` replaces the number of live tokens.
     Gradient: through values. Raises: ValueError, TypeError. Source: N-details.
     """
-    limit = float("inf") if clip is None else clip
-    _require(limit > 0, "clip", clip, "above 0")
-    v, *fixed = _masked(mask, values=values, old_values=old_values, returns=returns)
-    old, R = (x.detach() for x in fixed)  # (B, S) each
-    near = old + (v - old).clamp(-limit, limit)  # (B, S)
-    return 0.5 * token_mean(torch.maximum((v - R) ** 2, (near - R) ** 2), mask, count)
+    c = float("inf") if clip is None else clip
+    _require(c > 0, "clip", clip, "above 0")
+    check_mask(mask)
+    V = _live("values", values, mask)  # (B, S)
+    V_old = _live("old_values", old_values, mask).detach()  # (B, S)
+    R = _live("returns", returns, mask).detach()  # (B, S)
+    near = V_old + (V - V_old).clamp(-c, c)  # (B, S)
+    worse = torch.maximum((V - R) ** 2, (near - R) ** 2)  # (B, S)
+    return 0.5 * token_mean(worse, mask, count)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 − Var(R − V) / Var(R) at live tokens: 1 at best, 0 for a constant guess."""
-    v, R = (x[mask].double() for x in _masked(mask, values=values, returns=returns))
+    """1 − Var(R − V) / Var(R) at live tokens: 1 at best, 0 for a constant guess.
+
+    Shapes: all (B, S) -> a number; 0 where R does not vary, and nothing is to explain.
+    Raises: ValueError, TypeError.
+    """
+    check_mask(mask)
+    V = _live("values", values, mask)[mask].double()  # (N,)
+    R = _live("returns", returns, mask)[mask].double()  # (N,)
     if R.min() == R.max():
-        return 0.0  # nothing to explain
-    return 1 - ((R - v).var(correction=0) / R.var(correction=0)).item()
+        return 0.0
+    unexplained = (R - V).var(correction=0) / R.var(correction=0)
+    return 1 - unexplained.item()
 
 
 def adapt_beta(
@@ -209,14 +309,19 @@ def adapt_beta(
     _require(0 < target < float("inf"), "target", target, "finite and above 0")
     _require(abs(kl) < float("inf"), "kl", kl, "finite")
     _require(0 < completions <= horizon, "completions", completions, "in 1..horizon")
-    return beta * (1 + min(max(kl / target - 1, -0.2), 0.2) * completions / horizon)
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return beta * (1 + error * completions / horizon)
 
 
-def _masked(mask: Tensor, **named: Tensor) -> list[Tensor]:
-    check_mask(mask)
-    for name, x in named.items():
-        check_live(name, x, mask)
-    return [torch.where(mask, x, 0.0) for x in named.values()]
+def same_beta(beta: float, kl: float) -> float:
+    """The next β is this one: a fixed price."""
+    return beta
+
+
+def _live(name: str, x: Tensor, mask: Tensor) -> Tensor:
+    """x at live slots, which must be finite, and 0 elsewhere."""
+    check_live(name, x, mask)
+    return torch.where(mask, x, 0.0)
 
 
 def _require(fine: bool | Tensor, name: str, value: object, allowed: str) -> None:
@@ -225,12 +330,19 @@ def _require(fine: bool | Tensor, name: str, value: object, allowed: str) -> Non
 
 
 def train(
-    policy: GPT, tokenizer: Tokenizer, problems: Sequence[Problem], reward: Reward,
-    config: PPOConfig, *, critic: nn.Module, generator: torch.Generator,
+    policy: GPT,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    reward: Reward,
+    config: PPOConfig,
+    *,
+    critic: nn.Module,
+    generator: torch.Generator,
     scale: Callable[[Tensor, Tensor], Tensor] = whiten,
-    next_beta: Callable[[float, float], float] = lambda beta, kl: beta,
-    reference: GPT | None = None, state: dict | None = None,
-) -> Iterator[dict[str, float]]:  # fmt: skip
+    next_beta: Callable[[float, float], float] = same_beta,
+    reference: GPT | None = None,
+    state: dict | None = None,
+) -> Iterator[dict[str, float]]:
     """Train policy and critic in place, as REINFORCE does; one dict of metrics a draw.
 
     `critic`: a Critic, or any module (inputs, hidden) -> (B, S). `next_beta(beta, kl)`:
@@ -241,107 +353,127 @@ def train(
     entropy, approx_kl (of π_old from π, nats per token), clip_fraction (without slope).
     """
     check_settings(config)
+    check_problems(problems)
     needed = f"beta is {config.beta}" if config.beta > 0 else ""
     check_reference(policy, reference, needed)
-    models = policy, critic, reference or nn.Module()
-    held = [weight.data_ptr() for model in models for weight in model.parameters()]
-    _require(len({*held}) == len(held), "critic, reference", "shared weights", "copies")
-    _require(len(problems) > 0, "problems", "none", "one or more")
-    for name, most in ("epochs", 99), ("minibatches", config.prompts * config.samples):
-        _require(1 <= (n := getattr(config, name)) <= most, name, n, f"1 to {most}")
-    state = {} if state is None else state
-    groups = [{"params": list(model.parameters())} for model in models[:2]]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    parts = {"policy": policy, "critic": critic, "optimizer": optimizer}
-    if state:
-        generator.set_state(state["generator"])
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-    beta, heat = state.get("beta", config.beta), config.temperature
-    band, groups = (config.eps_low, config.eps_high), optimizer.param_groups
+    check_apart(policy=policy, critic=critic, reference=reference)
+    answers = config.prompts * config.samples
+    _require(
+        config.minibatches <= answers,
+        "minibatches",
+        config.minibatches,
+        f"at most the {answers} answers",
+    )
+    learner = Learner(
+        config,
+        config.updates,
+        generator,
+        state,
+        policy=(policy, config.lr),
+        critic=(critic, config.critic_lr),
+    )
+    beta = learner.state.get("beta", config.beta)
 
-    for update in range(state.get("update", 0), config.updates):
+    for update in learner.remaining():
         # 1. draw
-        first = update * config.prompts
-        asked = [problems[(first + i) % len(problems)] for i in range(config.prompts)]
-        rollout = generate(
-            policy, [tokenizer.encode_prompt(problem.question) for problem in asked],
-            eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, samples=config.samples,
-            max_new_tokens=config.max_new_tokens, temperature=heat, generator=generator,
-        )  # fmt: skip
-        mask, passes = rollout.mask, (config.epochs, config.minibatches)  # (B, S)
-        batches = rollout.deal(*passes, config.micro_batch, generator)
+        asked, rollout = draw(policy, tokenizer, problems, update, config, generator)
+        mask = rollout.mask  # (B, S)
+        steps = deal(
+            rollout, config.epochs, config.minibatches, config.micro_batch, generator
+        )
 
         # 2. score
-        rewards = score(reward, asked, rollout, tokenizer).to(mask.device)  # (B,)
-        old_logprobs, old_values = torch.zeros(2, *mask.shape).to(rollout.logprobs)
-        ref_logprobs = old_logprobs  # (B, S)
-        with torch.no_grad():  # in the shapes of the update, so the first ratio is 1
-            for rows in chain(*batches[: config.minibatches]):
-                part = rollout.select(rows)
-                now = score_tokens(policy, critic, part.tokens, part.mask, heat)
-                old_logprobs[rows, : part.mask.shape[1]] = now[0]
-                old_values[rows, : part.mask.shape[1]] = now[1]
-            if reference is not None:
-                all_rows = chain(*batches[: config.minibatches])
-                ref_logprobs = rescore(reference, rollout, all_rows)  # (B, S)
-        paid = rewards, old_logprobs, ref_logprobs, mask
-        token_rewards = shape_token_rewards(*paid, beta)  # (B, S)
-        kl = kl_k1(*paid[1:]).sum(1).mean().item()
+        rewards = score(reward, asked, rollout, tokenizer)  # (B,)
+        first_epoch = steps[: config.minibatches]
+        parts = list(chain.from_iterable(first_epoch))  # every row once
+        old_logprobs, old_values = score_answers(policy, critic, rollout, parts)
+        ref_logprobs = old_logprobs  # (B, S): no reference, no KL to it
+        if reference is not None:
+            ref_logprobs = rescore(reference, rollout, parts)  # (B, S)
+        token_rewards = shape_token_rewards(
+            rewards, old_logprobs, ref_logprobs, mask, beta
+        )  # (B, S)
+        kl = sampled_kl(old_logprobs, ref_logprobs, mask).mean().item()
 
         # 3. compare
         advantages = gae(token_rewards, old_values, mask, config.gamma, config.lam)
         returns = advantages + old_values  # (B, S), before anything is whitened
-        fixed = old_logprobs, scale(advantages, mask), old_values, returns
-        earned = gae(token_rewards, old_values * 0, mask, config.gamma, 1.0)  # (B, S)
+        scaled = scale(advantages, mask)  # (B, S)
 
         # 4. update
-        up = (update + 1) / max(config.warmup, 1)
-        down = (config.updates - update) / max(config.updates - config.warmup, 1)
-        for group, peak in zip(groups, (config.lr, config.critic_lr), strict=True):
-            group["lr"] = peak * min(up, down, 1.0)
-        ratio_first, steps, norms = 0.0, 0, [torch.zeros(())]
-        for batch in batches:
-            optimizer.zero_grad(set_to_none=True)
-            answers, live = sum(map(len, batch)), int(mask[torch.cat(batch)].sum())
-            seen = Counter()
-            for rows in batch:
+        ratio_first = torch.zeros((), device=mask.device)  # the largest |ρ − 1|
+        grad_norm = 0.0
+        steps_done = 0
+        for minibatch in steps:
+            mine = torch.cat(minibatch)  # (M,), the rows of this step
+            tokens = int(mask[mine].sum())
+            sums = Sums()
+            for rows in minibatch:
                 part = rollout.select(rows)
-                now = score_tokens(policy, critic, part.tokens, part.mask, heat)
-                old, A, guess, R = (x[rows, : part.mask.shape[1]] for x in fixed)
-                loss = policy_loss(now[0], old, A, part.mask, *band, answers)
-                wrong = value_loss(now[1], guess, R, part.mask, config.value_clip, live)
-                entropy = token_mean(now[2], part.mask, live)
-                total = loss + config.value_coef * wrong - config.entropy_coef * entropy
-                total.backward()
-                ratio = probability_ratio(now[0].detach(), old, part.mask)  # (b, s)
-                flat = A * (ratio - ratio.clamp(1 - band[0], 1 + band[1])) > 0
-                moved = kl_k3(old, now[0].detach(), part.mask).sum() / live
-                seen.update(loss=loss.item(), value_loss=wrong.item())
-                seen.update(entropy=entropy.item(), approx_kl=moved.item())
-                seen["clip_fraction"] += flat.sum().item() / live
-                if steps == 0:
-                    ratio_first = max(ratio_first, (ratio - 1).abs().max().item())
+                width = part.mask.shape[1]  # these answers need no more columns
+                old = old_logprobs[rows, :width]  # (b, s)
+                A = scaled[rows, :width]  # (b, s)
+                logprobs, values, entropies = score_tokens(
+                    policy, critic, part.tokens, part.mask, config.temperature
+                )  # (b, s) each
+                loss = policy_loss(
+                    logprobs,
+                    old,
+                    A,
+                    part.mask,
+                    config.eps_low,
+                    config.eps_high,
+                    count=len(mine),
+                )
+                wrong = value_loss(
+                    values,
+                    old_values[rows, :width],
+                    returns[rows, :width],
+                    part.mask,
+                    config.value_clip,
+                    count=tokens,
+                )
+                entropy = token_mean(entropies, part.mask, count=tokens)
+                learner.backward(
+                    loss + config.value_coef * wrong - config.entropy_coef * entropy
+                )
+                new = logprobs.detach()  # (b, s)
+                ratio = probability_ratio(new, old, part.mask)  # (b, s)
+                clipped = ratio.clamp(1 - config.eps_low, 1 + config.eps_high)
+                flat = A * (ratio - clipped) > 0  # (b, s), where the clip holds
+                moved = kl_k3(old, new, part.mask).sum() / tokens
+                sums.add(
+                    loss=loss,
+                    value_loss=wrong,
+                    entropy=entropy,
+                    approx_kl=moved,
+                    clip_fraction=flat.sum().double() / tokens,
+                )
+                if steps_done == 0:
+                    ratio_first = torch.maximum(ratio_first, (ratio - 1).abs().max())
+            seen = sums.read()
             if config.kl_stop is not None and seen["approx_kl"] > config.kl_stop:
                 break
-            clip = torch.nn.utils.clip_grad_norm_
-            norms = [clip(group["params"], config.max_grad_norm) for group in groups]
-            if not all(map(torch.isfinite, norms)):
-                raise ValueError(f"update {update}: gradient norms {norms}, {seen}")
-            optimizer.step()
-            steps += 1
+            grad_norm = learner.step()
+            steps_done += 1
 
         # 5. report
         beta = next_beta(beta, kl)
-        state |= {name: part.state_dict() for name, part in parts.items()}
-        state |= {"generator": generator.get_state(), "beta": beta}
-        state["update"] = update + 1
-        yield {
-            "update": update + 1, "completions": (update + 1) * len(rewards),
+        learner.keep(beta=beta)
+        no_values = torch.zeros_like(old_values)  # (B, S)
+        earned = gae(token_rewards, no_values, mask, config.gamma, lam=1.0)  # (B, S)
+        metrics = {
+            "update": update + 1,
+            "completions": (update + 1) * answers,
             **answer_metrics(asked, rollout, rewards, tokenizer),
             "explained_variance": explained_variance(old_values, earned, mask),
-            "ratio_first": ratio_first, **seen, "grad_norm": norms[0].item(),
-            "epochs_done": steps * config.epochs / len(batches),
-            "stopped_early": float(steps < len(batches)),
-            "beta": beta, **({} if reference is None else {"kl": kl}),
-        }  # fmt: skip
+            "ratio_first": ratio_first.item(),
+            **seen,
+            "grad_norm": grad_norm,
+            "epochs_done": steps_done * config.epochs / len(steps),
+            "stopped_early": float(steps_done < len(steps)),
+            "beta": beta,
+        }
+        if reference is not None:
+            metrics["kl"] = kl
+        yield metrics

@@ -23,6 +23,7 @@ from torch import Tensor
 from minialign.checks import (
     check_logprobs,
     check_mask,
+    check_problems,
     check_reference,
     check_rows,
     check_settings,
@@ -36,8 +37,13 @@ from minialign.logprobs import (
 from minialign.model import GPT
 from minialign.problems import Problem
 from minialign.rewards import Reward, score
-from minialign.sampling import Example, collate, generate, rescore
+from minialign.sampling import Example, collate, rescore
 from minialign.tokenizer import Tokenizer
+from minialign.training import (
+    Learner,
+    Sums,
+    draw,
+)
 
 CHUNK = 128  # problems drawn at a time: bounds memory
 Pool = list[Example]  # prompt ids, response ids
@@ -78,45 +84,74 @@ def best_of_n_kl(p: np.ndarray, n: int) -> np.ndarray:
     return binary_kl(best_of_n_accuracy(p, n), p)
 
 
-def select_right(rewards: Tensor, lengths: Tensor, generator: torch.Generator):
-    """Every answer that earned more than 0. Shapes, here and below: -> (P, K) bool."""
-    return (_ranks(rewards, lengths, generator) >= 0) & (rewards > 0)
+def select_right(
+    rewards: Tensor, lengths: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Every answer that earned more than 0.
+
+    Shapes: rewards, lengths (P, K) -> (P, K) bool. Raises: ValueError for another rank
+    or rewards that are not finite.
+    """
+    _ranks(rewards, lengths, generator)  # so that all selections ask for as much chance
+    return rewards > 0
 
 
-def select_best(rewards: Tensor, lengths: Tensor, generator: torch.Generator):
-    """One best answer per problem, ties by lot; none where nothing earned above 0."""
-    ranks = _ranks(rewards, lengths, generator)
-    return (ranks == ranks.amin(1, keepdim=True)) & (rewards > 0)
+def select_best(rewards: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
+    """One best answer per problem, ties by chance; none where nothing earned above 0.
+
+    Shapes, raises: as `select_right`.
+    """
+    ranks = _ranks(rewards, lengths, generator)  # (P, K)
+    best = ranks == ranks.amin(1, keepdim=True)  # (P, K)
+    return best & (rewards > 0)
 
 
-def select_top(rewards: Tensor, lengths: Tensor, generator: torch.Generator):
-    """The best P of all P·K answers, ties by lot; none at 0 or less. RAFT's `top`."""
-    return (_ranks(rewards, lengths, generator) < len(rewards)) & (rewards > 0)
+def select_top(rewards: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
+    """The best P of all P * K answers, ties by chance; none at 0 or less.
+
+    Shapes, raises: as `select_right`. Source: RAFT's `top`.
+    """
+    ranks = _ranks(rewards, lengths, generator)  # (P, K)
+    return (ranks < len(rewards)) & (rewards > 0)
 
 
-def select_random(rewards: Tensor, lengths: Tensor, generator: torch.Generator):
-    """The control: answers drawn by lot, as many *tokens* as in all right answers."""
-    lots = _ranks(0 * rewards, lengths, generator).flatten()  # (P·K,)
-    size = lengths.flatten()[lots.argsort()]  # (P·K,), in the order of the lots
-    enough = size.cumsum(0) - size < lengths[rewards > 0].sum()
-    return enough[lots].view_as(rewards)
+def select_random(
+    rewards: Tensor, lengths: Tensor, generator: torch.Generator
+) -> Tensor:
+    """The control: answers by chance, as many *tokens* as in all right answers.
+
+    Shapes, raises: as `select_right`.
+    """
+    nothing_to_choose = 0 * rewards  # (P, K), not finite where rewards are not
+    ranks = _ranks(nothing_to_choose, lengths, generator).flatten()  # (P * K,)
+    size = lengths.flatten()[ranks.argsort()]  # (P * K,), in the order of the ranks
+    tokens_before = size.cumsum(0) - size  # (P * K,)
+    taken = tokens_before < lengths[rewards > 0].sum()  # (P * K,)
+    return taken[ranks].view_as(rewards)
 
 
 def _ranks(rewards: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
-    """(P, K): 0 for the best of all answers, then 1, 2, ...; equals stand by lot.
+    """(P, K): 0 for the best of all answers, then 1, 2, ...; equals stand by chance.
 
-    Every selection draws lots once, needed or not: all leave the generator alike.
+    Every selection asks once, needed or not: all leave the generator alike.
     """
     check_shapes(rewards=rewards, lengths=lengths)
     if rewards.dim() != 2 or not rewards.isfinite().all():
         raise ValueError(f"rewards must be (P, K) and finite, got {rewards}")
-    lots = _lots(rewards.numel(), generator).to(rewards.device)
-    order = lots[rewards.flatten()[lots].argsort(descending=True, stable=True)]
+    shuffled = _shuffled(rewards.numel(), generator).to(rewards.device)  # (P * K,)
+    earned = rewards.flatten()[shuffled]  # (P * K,)
+    order = shuffled[earned.argsort(descending=True, stable=True)]  # (P * K,)
     return order.argsort().view_as(rewards)
 
 
-def _lots(n: int, generator: torch.Generator) -> Tensor:
-    return torch.randperm(n, generator=generator, device=generator.device)
+def _shuffled(count: int, generator: torch.Generator) -> Tensor:
+    """0 .. count - 1 in random order."""
+    return torch.randperm(count, generator=generator, device=generator.device)
+
+
+def _length(example: Example) -> int:
+    prompt, response = example
+    return len(prompt) + len(response)
 
 
 def keep_latest(earlier: Pool, new: Pool) -> Pool:
@@ -147,11 +182,18 @@ def likelihood_loss(
 
 
 def train(
-    policy: GPT, tokenizer: Tokenizer, problems: Sequence[Problem], reward: Reward,
-    config: RejectionSamplingConfig, *, generator: torch.Generator,
-    select: Select = select_right, keep: Callable[[Pool, Pool], Pool] = keep_latest,
-    reference: GPT | None = None, state: dict | None = None,
-) -> Iterator[dict[str, float]]:  # fmt: skip
+    policy: GPT,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    reward: Reward,
+    config: RejectionSamplingConfig,
+    *,
+    generator: torch.Generator,
+    select: Select = select_right,
+    keep: Callable[[Pool, Pool], Pool] = keep_latest,
+    reference: GPT | None = None,
+    state: dict | None = None,
+) -> Iterator[dict[str, float]]:
     """Train the policy in place; one dict of metrics per optimiser step.
 
     Round r asks problems[r * prompts : (r + 1) * prompts], from the start again when
@@ -167,86 +209,91 @@ def train(
     policy's weights, a selection not bool (P, K), a gradient not finite.
     """
     check_settings(config)
-    if not problems:
-        raise ValueError("problems: got none, need at least one")
+    check_problems(problems)
     check_reference(policy, reference)
-    state = {} if state is None else state
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=0.0)
-    if state:
-        policy.load_state_dict(state["policy"])
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
-    pool, order = state.get("pool", []), list(state.get("order", []))
-    drawn, seen = state.get("drawn", {}), state.get("tokens", 0)
-    K, heat, pad_id = config.samples, config.temperature, tokenizer.pad_id
-    steps, device = config.rounds * config.updates, next(policy.parameters()).device
+    steps = config.rounds * config.updates
+    learner = Learner(config, steps, generator, state, policy=(policy, config.lr))
+    device = next(policy.parameters()).device
+    pool = learner.state.get("pool", [])
+    order = list(learner.state.get("order", []))  # of the answers still to be met
+    drawn = learner.state.get("drawn", {})  # metrics of the round's draw
+    tokens_so_far = learner.state.get("tokens", 0)
 
-    for update in range(state.get("update", 0), steps):
-        round_, turn = divmod(update, config.updates)
-        if turn == 0:
+    for update in learner.remaining():
+        round_, step = divmod(update, config.updates)
+        if step == 0:
             # 1. draw
-            wanted = range(round_ * config.prompts, (round_ + 1) * config.prompts)
-            asked = [problems[i % len(problems)] for i in wanted]
-            prompts = [tokenizer.encode_prompt(problem.question) for problem in asked]
-            rollout = generate(
-                policy, prompts, samples=K, temperature=heat, generator=generator,
-                eos_id=tokenizer.eos_id, pad_id=pad_id, chunk=CHUNK,
-                max_new_tokens=config.max_new_tokens,
-            )  # fmt: skip
+            asked, rollout = draw(
+                policy, tokenizer, problems, round_, config, generator, chunk=CHUNK
+            )
 
             # 2. score
-            rewards = score(reward, asked, rollout, tokenizer).view(-1, K)  # (P, K)
-            lengths = rollout.lengths().view(-1, K)  # (P, K)
-            nats = -rollout.logprobs.double().sum().item()
+            rewards = score(reward, asked, rollout, tokenizer)
+            rewards = rewards.view(config.prompts, config.samples)  # (P, K)
+            lengths = rollout.lengths().view_as(rewards)  # (P, K)
             drawn = answer_metrics(asked, rollout, rewards, tokenizer)
+            nats = -rollout.logprobs.double().sum().item()
             drawn["entropy"] = nats / lengths.sum().item()
             drawn["unanswered"] = (rewards <= 0).all(1).float().mean().item()
-            drawn |= {"round": round_ + 1, "completions": (round_ + 1) * len(asked) * K}
+            drawn["round"] = round_ + 1
+            drawn["completions"] = (round_ + 1) * rewards.numel()
             if reference is not None:
-                parts = torch.arange(len(asked) * K).split(CHUNK * K)
-                them = rescore(reference, rollout, parts).double().sum().item()
-                drawn["kl"] = (-nats - them) / (len(asked) * K)
+                parts = torch.arange(rewards.numel()).split(CHUNK * config.samples)
+                ref_logprobs = rescore(reference, rollout, parts)  # (B, S)
+                ref_nats = -ref_logprobs.double().sum().item()
+                drawn["kl"] = (ref_nats - nats) / rewards.numel()
 
             # 3. compare
             kept = select(rewards, lengths, generator)  # (P, K)
             if kept.dtype != torch.bool or kept.shape != rewards.shape:
                 raise ValueError(f"select: gave {kept}, must be bool (P, K)")
             answers = rollout.responses()
-            rows = kept.flatten().nonzero()[:, 0].tolist()
-            pool, order = keep(pool, [(prompts[i // K], answers[i]) for i in rows]), []
-            texts = [tokenizer.decode_response(answers[i]) for i in rows]
-            shares = style_shares([asked[i // K] for i in rows], texts) if rows else {}
-            drawn |= {f"kept_{x}": shares.get(x, 0.0) for x in drawn if "style_" in x}
-            drawn |= {"kept": len(rows) / len(answers), "pool": len(pool)}
+            new = []  # (prompt, response) of every answer that is kept
+            kept_problems = []
+            kept_texts = []
+            for row in kept.flatten().nonzero()[:, 0].tolist():
+                problem = asked[row // config.samples]
+                new.append((tokenizer.encode_prompt(problem.question), answers[row]))
+                kept_problems.append(problem)
+                kept_texts.append(tokenizer.decode_response(answers[row]))
+            pool = keep(pool, new)
+            order = []
+            shares = style_shares(kept_problems, kept_texts) if new else {}
+            for name in [name for name in drawn if name.startswith("style_")]:
+                drawn[f"kept_{name}"] = shares.get(name, 0.0)
+            drawn["kept"] = len(new) / len(answers)
+            drawn["pool"] = len(pool)
 
         # 4. update
-        up = (update + 1) / max(config.warmup, 1)
-        down = (steps - update) / max(steps - config.warmup, 1)
-        optimizer.param_groups[0]["lr"] = config.lr * min(up, down, 1.0)
-        batch, held, loss = [], 0, 0.0
-        while pool and held < config.batch_tokens:
-            order = order or _lots(len(pool), generator).tolist()
-            batch.append(pool[order.pop()])
-            held += len(batch[-1][1])
-        batch.sort(key=lambda row: len(row[0]) + len(row[1]))  # little padding
-        optimizer.zero_grad(set_to_none=True)
-        policy.train()
-        for i in range(0, len(batch), config.micro_batch):
-            part = collate(batch[i : i + config.micro_batch], pad_id)
-            tokens, mask = (x.to(device) for x in part)  # (b, t), (b, s)
-            logprobs = token_logprobs(policy, tokens, mask, heat)  # (b, s)
-            piece = likelihood_loss(logprobs, logprobs.new_ones(len(mask)), mask, held)
-            piece.backward()
-            loss += piece.item()
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise ValueError(f"update {update}: gradient norm {norm}, loss {loss}")
-        optimizer.step()
-        seen += held
+        batch = []
+        tokens = 0  # of the batch's responses
+        while pool and tokens < config.batch_tokens:
+            if not order:
+                order = _shuffled(len(pool), generator).tolist()
+            example = pool[order.pop()]
+            batch.append(example)
+            tokens += len(example[1])
+        batch.sort(key=_length)  # alike in length side by side: little is padding
+        sums = Sums()
+        for first in range(0, len(batch), config.micro_batch):
+            part = batch[first : first + config.micro_batch]
+            ids, mask = collate(part, tokenizer.pad_id)  # (b, t), (b, s)
+            mask = mask.to(device)
+            logprobs = token_logprobs(policy, ids.to(device), mask, config.temperature)
+            weights = logprobs.new_ones(len(part))  # (b,)
+            loss = likelihood_loss(logprobs, weights, mask, count=tokens)
+            learner.backward(loss)
+            sums.add(loss=loss)
+        grad_norm = learner.step()
+        tokens_so_far += tokens
 
         # 5. report
-        state |= {"policy": policy.state_dict(), "optimizer": optimizer.state_dict()}
-        state |= {"generator": generator.get_state(), "update": update + 1}
-        state |= {"pool": pool, "order": list(order), "drawn": drawn, "tokens": seen}
-        step = {"loss": loss, "grad_norm": norm.item(), "tokens": seen}
-        yield {"update": update + 1, **drawn, **step}
+        learner.keep(pool=pool, order=list(order), drawn=drawn, tokens=tokens_so_far)
+        yield {
+            "update": update + 1,
+            **drawn,
+            "loss": 0.0,
+            **sums.read(),
+            "grad_norm": grad_norm,
+            "tokens": tokens_so_far,
+        }

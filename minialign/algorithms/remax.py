@@ -12,7 +12,7 @@ What changes from REINFORCE: the baseline knows the problem and rises with the p
 The price is one more answer per problem, and silence where the two rewards tie.
 
 Details: the KL of the whole answer comes out of its reward: the exact gradient. The
-authors' code (liziniu/ReMax) discounts by 0.99 from the last token, clips at ±5, means
+authors' code (liziniu/ReMax) discounts by 0.99 from the last token, cuts at ±5, means
 over tokens, gives a token the KL of that token alone (`=` for `+=`: its issue 4) and
 samples with top-p 0.9, scoring without. `code_weights` is that way, but for top-p.
 
@@ -30,6 +30,7 @@ from minialign.checks import (
     check_live,
     check_logprobs,
     check_mask,
+    check_problems,
     check_reference,
     check_rows,
     check_settings,
@@ -43,12 +44,19 @@ from minialign.logprobs import (
 from minialign.model import GPT
 from minialign.problems import Problem
 from minialign.rewards import Reward, score
-from minialign.sampling import generate, rescore
 from minialign.tokenizer import Tokenizer
+from minialign.training import (
+    Learner,
+    Sums,
+    draw,
+    reference_logprobs,
+    sampled_kl,
+)
 
 Compare = Callable[[Tensor, Tensor], Tensor]  # as remax_advantages
 Weigh = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # as whole_answer
-GAMMA, CLIP = 0.99, 5.0  # the authors', for `code_returns`
+GAMMA = 0.99  # the authors' discount, for `code_returns`
+LARGEST_ADVANTAGE = 5.0  # theirs too: larger ones are cut
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ def remax_advantages(rewards: Tensor, greedy_rewards: Tensor) -> Tensor:
 
     Shapes: rewards (prompts, K), greedy_rewards (prompts,) -> (prompts, K); K >= 1.
     Units: of the reward. Gradient: none. Raises: ValueError, TypeError.
-    Source: Li et al. 2023, arXiv 2310.10505; properties ADV-11.
+    Source: Li et al. 2023, arXiv 2310.10505.
     """
     check_groups("rewards", rewards)
     check_rows("greedy_rewards", greedy_rewards, rewards.isfinite())
@@ -85,7 +93,7 @@ def whole_answer(advantages: Tensor, k1: Tensor, mask: Tensor, beta: float) -> T
     Shapes: advantages (B,); k1, mask (B, S) -> (B, S), 0 at masked slots.
     Units: of the reward; beta in reward per nat. Gradient: none, it is a constant.
     Raises: ValueError for a beta below 0 and shapes or values of no use; TypeError.
-    Source: InstructGPT, arXiv 2203.02155, equation 2, as the reward; properties PG-7.
+    Source: InstructGPT, arXiv 2203.02155, equation 2, as the reward.
     """
     k1 = _check(advantages, k1, mask, beta)
     shaped = advantages.detach() - beta * k1.sum(1)  # (B,)
@@ -103,8 +111,8 @@ def code_returns(advantages: Tensor, k1: Tensor, mask: Tensor, beta: float) -> T
     """
     k1 = _check(advantages, k1, mask, beta)
     to_end = mask.flip(1).cumsum(1).flip(1).to(k1)  # (B, S)
-    clipped = advantages.detach().clamp(-CLIP, CLIP)[:, None]  # (B, 1)
-    return torch.where(mask, clipped * GAMMA**to_end - beta * k1, 0.0)
+    cut = advantages.detach().clamp(-LARGEST_ADVANTAGE, LARGEST_ADVANTAGE)  # (B,)
+    return torch.where(mask, cut[:, None] * GAMMA**to_end - beta * k1, 0.0)
 
 
 def code_weights(advantages: Tensor, k1: Tensor, mask: Tensor, beta: float) -> Tensor:
@@ -171,74 +179,67 @@ def train(
     gradient not finite.
     """
     check_settings(config)
+    check_problems(problems)
     needed = f"beta is {config.beta}" if config.beta > 0 else ""
     check_reference(policy, reference, needed)
-    if not problems:
-        raise ValueError("problems: got none, need at least one")
-    state = {} if state is None else state
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=0.0)
-    if state:
-        policy.load_state_dict(state["policy"])
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
+    learner = Learner(
+        config, config.updates, generator, state, policy=(policy, config.lr)
+    )
 
-    for update in range(state.get("update", 0), config.updates):
+    for update in learner.remaining():
         # 1. draw
-        first = update * config.prompts
-        asked = [problems[(first + i) % len(problems)] for i in range(config.prompts)]
-        prompts = [tokenizer.encode_prompt(problem.question) for problem in asked]
-        ends = {"eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
-        ends["max_new_tokens"] = config.max_new_tokens
-        draws = {"samples": config.samples, "temperature": config.temperature}
-        rollout = generate(policy, prompts, **draws, generator=generator, **ends)
-        greedy = generate(greedy_policy or policy, prompts, greedy=True, **ends)
+        asked, rollout = draw(policy, tokenizer, problems, update, config, generator)
+        _, greedy = draw(
+            greedy_policy or policy,
+            tokenizer,
+            problems,
+            update,
+            config,
+            None,
+            greedy=True,
+        )
+        mask = rollout.mask  # (B, S)
 
         # 2. score
         rewards = score(reward, asked, rollout, tokenizer)  # (B,)
-        greedy_rewards = score(reward, asked, greedy, tokenizer)  # (N,)
-        k1, kl = torch.zeros_like(rollout.logprobs), {}  # (B, S)
-        if reference is not None:
-            parts = rollout.micro_batches(config.micro_batch)
-            ref_logprobs = rescore(reference, rollout, parts)  # (B, S)
-            k1 = kl_k1(rollout.logprobs, ref_logprobs, rollout.mask)  # (B, S)
-            kl = {"kl": k1.sum(1).mean().item()}
+        greedy_rewards = score(reward, asked, greedy, tokenizer)  # (P,)
+        ref_logprobs = reference_logprobs(reference, rollout, config.micro_batch)
+        k1 = kl_k1(
+            rollout.logprobs, ref_logprobs, mask
+        )  # (B, S), 0 without a reference
 
         # 3. compare
-        advantages = compare(rewards.view(len(asked), -1), greedy_rewards)  # (N, K)
-        weights = weigh(advantages.flatten(), k1, rollout.mask, config.beta)  # (B, S)
+        groups = rewards.view(config.prompts, config.samples)  # (P, K)
+        advantages = compare(groups, greedy_rewards)  # (P, K)
+        weights = weigh(advantages.flatten(), k1, mask, config.beta)  # (B, S)
 
         # 4. update
-        up = (update + 1) / max(config.warmup, 1)
-        down = (config.updates - update) / max(config.updates - config.warmup, 1)
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(up, down, 1.0)
-        optimizer.zero_grad(set_to_none=True)
-        policy.train()
-        loss = 0.0
+        sums = Sums()
         for rows in rollout.micro_batches(config.micro_batch):
             part = rollout.select(rows)
-            mask, own = part.mask, weights[rows, : part.mask.shape[1]]  # (b, s)
-            logprobs = token_logprobs(policy, part.tokens, mask, config.temperature)
-            piece = remax_loss(logprobs, own, mask, len(rewards))
-            piece.backward()
-            loss += piece.item()
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise ValueError(f"update {update}: gradient norm {norm}, loss {loss}")
-        optimizer.step()
+            logprobs = token_logprobs(
+                policy, part.tokens, part.mask, config.temperature
+            )  # (b, s)
+            width = part.mask.shape[1]  # these answers need no more columns
+            own = weights[rows, :width]  # (b, s)
+            loss = remax_loss(logprobs, own, part.mask, count=len(rewards))
+            learner.backward(loss)
+            sums.add(loss=loss)
+        grad_norm = learner.step()
 
         # 5. report
-        state["policy"] = policy.state_dict()
-        state["optimizer"] = optimizer.state_dict()
-        state["generator"], state["update"] = generator.get_state(), update + 1
-        yield {
+        learner.keep()
+        metrics = {
             "update": update + 1,
             "completions": (update + 1) * (len(rewards) + len(greedy_rewards)),
             "greedy_reward": greedy_rewards.mean().item(),
             "ties": (advantages == 0).float().mean().item(),
             "greedy_truncated": greedy.truncated.float().mean().item(),
-            "loss": loss,
-            "grad_norm": norm.item(),
-            **kl,
+            **sums.read(),
+            "grad_norm": grad_norm,
             **answer_metrics(asked, rollout, rewards, tokenizer),
         }
+        if reference is not None:
+            kl = sampled_kl(rollout.logprobs, ref_logprobs, mask)  # (B,)
+            metrics["kl"] = kl.mean().item()
+        yield metrics

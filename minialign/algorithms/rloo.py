@@ -29,6 +29,7 @@ from minialign.checks import (
     check_groups,
     check_logprobs,
     check_mask,
+    check_problems,
     check_reference,
     check_rows,
     check_settings,
@@ -44,8 +45,14 @@ from minialign.logprobs import (
 from minialign.model import GPT
 from minialign.problems import Problem
 from minialign.rewards import Reward, score
-from minialign.sampling import generate, rescore
 from minialign.tokenizer import Tokenizer
+from minialign.training import (
+    Learner,
+    Sums,
+    draw,
+    reference_logprobs,
+    sampled_kl,
+)
 
 Compare = Callable[[Tensor], Tensor]  # rewards (P, K) -> advantages (P, K)
 
@@ -75,7 +82,7 @@ def shape_rewards(
     Units: of the reward; beta in reward per nat. Gradient: none, R is a constant.
     Raises: ValueError, TypeError for a negative or non-finite beta, shapes that
     disagree, values that are not finite.
-    Source: Ahmadian et al. 2024, arXiv 2402.14740, equation 3; properties PG-7.
+    Source: Ahmadian et al. 2024, arXiv 2402.14740, equation 3.
     """
     if not 0 <= beta < float("inf"):
         raise ValueError(f"beta: got {beta}, must be finite and 0 or more")
@@ -93,7 +100,7 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     Shapes: (P, K) -> (P, K). Units: of the reward; each row sums to 0.
     Gradient: none, the advantages are constants.
     Raises: ValueError for another shape, K < 2, values not finite; TypeError for ints.
-    Source: Kool et al. 2019; Ahmadian et al. 2024; properties ADV-1 to ADV-3.
+    Source: Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740.
     """
     check_groups("rewards", rewards, least=2)
     distance = (rewards - rewards[:, :1]).detach()  # (P, K)
@@ -150,85 +157,59 @@ def train(
     a gradient not finite.
     """
     check_settings(config)
+    check_problems(problems)
     if config.samples < 2:
         raise ValueError(f"samples: got {config.samples}, leave-one-out needs K >= 2")
     needed = f"beta is {config.beta}" if config.beta > 0 else ""
     check_reference(policy, reference, needed)
-    if not problems:
-        raise ValueError("problems: got none, need at least one")
-    state = {} if state is None else state
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=0.0)
-    if state:
-        policy.load_state_dict(state["policy"])
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
-    device = next(policy.parameters()).device
+    learner = Learner(
+        config, config.updates, generator, state, policy=(policy, config.lr)
+    )
 
-    for update in range(state.get("update", 0), config.updates):
+    for update in learner.remaining():
         # 1. draw
-        first = update * config.prompts
-        asked = [problems[(first + i) % len(problems)] for i in range(config.prompts)]
-        rollout = generate(
-            policy,
-            [tokenizer.encode_prompt(problem.question) for problem in asked],
-            eos_id=tokenizer.eos_id,
-            pad_id=tokenizer.pad_id,
-            max_new_tokens=config.max_new_tokens,
-            samples=config.samples,
-            temperature=config.temperature,
-            generator=generator,
-        )
+        asked, rollout = draw(policy, tokenizer, problems, update, config, generator)
+        mask = rollout.mask  # (B, S)
 
         # 2. score
-        rewards = score(reward, asked, rollout, tokenizer).to(device)  # (B,)
-        shaped, kl = rewards, {}
-        if reference is not None:
-            parts = rollout.micro_batches(config.micro_batch)
-            ref_logprobs = rescore(reference, rollout, parts)  # (B, S)
-            arguments = rollout.logprobs, ref_logprobs, rollout.mask
-            shaped = shape_rewards(rewards, *arguments, config.beta)  # (B,)
-            kl = {"kl": kl_k1(*arguments).sum(1).mean().item()}
+        rewards = score(reward, asked, rollout, tokenizer)  # (B,)
+        ref_logprobs = reference_logprobs(reference, rollout, config.micro_batch)
+        shaped = shape_rewards(
+            rewards, rollout.logprobs, ref_logprobs, mask, config.beta
+        )  # (B,)
 
         # 3. compare
         groups = shaped.view(config.prompts, config.samples)  # (P, K)
         advantages = compare(groups)  # (P, K)
         check_shapes(rewards=groups, advantages=advantages)
         advantages = advantages.flatten()  # (B,)
-        raw = rewards.view_as(groups)  # (P, K)
-        dead = (raw == raw[:, :1]).all(1).float().mean().item()
 
         # 4. update
-        up = (update + 1) / max(config.warmup, 1)
-        down = (config.updates - update) / max(config.updates - config.warmup, 1)
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(up, down, 1.0)
-        optimizer.zero_grad(set_to_none=True)
-        policy.train()
-        loss = 0.0
+        sums = Sums()
         for rows in rollout.micro_batches(config.micro_batch):
             part = rollout.select(rows)
-            scored = policy, part.tokens, part.mask, config.temperature
-            logprobs = token_logprobs(*scored)  # (b, s)
-            piece = rloo_loss(logprobs, advantages[rows], part.mask, len(rewards))
-            piece.backward()
-            loss += piece.item()
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise ValueError(f"update {update}: gradient norm {norm}, loss {loss}")
-        optimizer.step()
+            logprobs = token_logprobs(
+                policy, part.tokens, part.mask, config.temperature
+            )  # (b, s)
+            loss = rloo_loss(logprobs, advantages[rows], part.mask, count=len(rewards))
+            learner.backward(loss)
+            sums.add(loss=loss)
+        grad_norm = learner.step()
 
         # 5. report
-        state["policy"] = policy.state_dict()
-        state["optimizer"] = optimizer.state_dict()
-        state["generator"] = generator.get_state()
-        state["update"] = update + 1
-        yield {
+        learner.keep()
+        raw = rewards.view_as(groups)  # (P, K)
+        equal = (raw == raw[:, :1]).all(1)  # (P,)
+        metrics = {
             "update": update + 1,
             "completions": (update + 1) * len(rewards),
-            "dead": dead,
+            "dead": equal.float().mean().item(),
             "advantage_std": advantages.std(correction=0).item(),
-            "loss": loss,
-            "grad_norm": norm.item(),
-            **kl,
+            **sums.read(),
+            "grad_norm": grad_norm,
             **answer_metrics(asked, rollout, rewards, tokenizer),
         }
+        if reference is not None:
+            kl = sampled_kl(rollout.logprobs, ref_logprobs, mask)  # (B,)
+            metrics["kl"] = kl.mean().item()
+        yield metrics

@@ -26,6 +26,7 @@ from minialign.checks import (
     check_groups,
     check_logprobs,
     check_mask,
+    check_problems,
     check_reference,
     check_settings,
     check_shapes,
@@ -39,10 +40,15 @@ from minialign.logprobs import (
 from minialign.model import GPT
 from minialign.problems import Problem
 from minialign.rewards import Reward, score
-from minialign.sampling import Rollout, generate
+from minialign.sampling import Rollout
 from minialign.tokenizer import Tokenizer
+from minialign.training import (
+    Learner,
+    Sums,
+    draw,
+)
 
-Scoring = Callable[[Tensor, Tensor], Tensor]  # logprobs, mask (B, S) -> (B,)
+Likelihood = Callable[[Tensor, Tensor], Tensor]  # logprobs, mask (B, S) -> (B,)
 Judged = tuple[Rollout, Tensor]  # K answers to each of P problems, rewards (P, K)
 
 
@@ -65,89 +71,137 @@ class RRHFConfig:
     micro_batch: int = 64  # answers per backward pass, rounded to whole problems
 
 
-def summed_scores(logprobs: Tensor, mask: Tensor) -> Tensor:
-    """log π(y | x), a sum, as in DPO and SLiC. Units: nats. Else as `scores`."""
+def summed_logprobs(logprobs: Tensor, mask: Tensor) -> Tensor:
+    """log π(y | x), a sum over tokens, as in DPO and SLiC.
+
+    Shapes: logprobs, mask (B, S) -> (B,). Units: nats. Gradient: through logprobs, 1 at
+    live slots. Raises: as `check_logprobs`; ValueError for a row without a live token,
+    whose sum of 0 would beat all.
+    """
     check_mask(mask)
     check_logprobs("logprobs", logprobs, mask)
-    if not mask.any(1).all():
-        raise ValueError(f"mask: row {mask.any(1).int().argmin()} has no live token")
+    empty = ~mask.any(1)  # (B,)
+    if empty.any():
+        raise ValueError(f"mask: row {empty.int().argmax()} has no live token")
     return masked_sum(logprobs, mask)
 
 
-def scores(logprobs: Tensor, mask: Tensor) -> Tensor:
+def mean_logprobs(logprobs: Tensor, mask: Tensor) -> Tensor:
     """p = log π(y | x) / |y|: the mean log-probability of a token, EOS included.
 
     Shapes: logprobs, mask (B, S) -> (B,). Units: nats per token. Gradient: through
-    logprobs, 1 / |y| at live slots. Raises: as `check_logprobs`; ValueError for a row
-    without a live token, whose mean of 0 would beat all. Source: equation 1.
+    logprobs, 1 / |y| at live slots. Raises: as `summed_logprobs`.
+    Source: Yuan et al. 2023, arXiv 2304.05302, equation 1.
     """
-    return summed_scores(logprobs, mask) / mask.sum(1)
+    return summed_logprobs(logprobs, mask) / mask.sum(1)
 
 
-def ranking_loss(scores: Tensor, rewards: Tensor, margin: float = 0.0,
-                 count: int | None = None) -> Tensor:  # fmt: skip
+def ranking_loss(
+    mean_logprobs: Tensor,
+    rewards: Tensor,
+    margin: float = 0.0,
+    count: int | None = None,
+) -> Tensor:
     """L = 1/P Σ_problems Σ_{r_i < r_j} max(0, margin + p_i − p_j): a *sum* over pairs.
 
-    What the scores lack to stand in the order of the rewards: equal ones make no pair.
-    Shapes: scores, rewards (P, K) -> (). Units: of the scores. Reduction: mean over
-    problems; `count` replaces P, so that micro-batches of whole problems add up.
-    Gradient: through scores: a violated pair gives +1/P to p_i, −1/P to p_j; at the
-    hinge's kink it is 0. Raises: ValueError, TypeError for other shapes, not finite
-    floats, a margin below 0. Source: equation 2; margin: SLiC-HF, arXiv 2305.10425.
+    What p lacks to stand in the order of the rewards: equal ones make no pair.
+
+    Shapes: mean_logprobs, rewards (P, K) -> (). Units: of the former. Reduction: mean
+    over problems; `count` replaces P, so that micro-batches of whole problems add up.
+    Gradient: through mean_logprobs: a violated pair gives +1/P to p_i, −1/P to p_j; at
+    the hinge's kink it is 0.
+    Raises: ValueError, TypeError for other shapes, not finite floats, a margin below 0.
+    Source: Yuan et al. 2023, arXiv 2304.05302, equation 2; margin: SLiC-HF, arXiv
+    2305.10425.
     """
-    check_shapes(rewards=rewards, scores=scores)
+    check_shapes(rewards=rewards, mean_logprobs=mean_logprobs)
     check_groups("rewards", rewards)
-    check_groups("scores", scores)
+    check_groups("mean_logprobs", mean_logprobs)
     if not 0 <= margin < float("inf"):
         raise ValueError(f"margin: got {margin}, must be finite and 0 or more")
     pairs = rewards[:, :, None] < rewards[:, None, :]  # (P, K, K): r_i < r_j
-    gaps = torch.where(pairs, margin + scores[:, :, None] - scores[:, None, :], 0.0)
-    return torch.relu(gaps).sum() / normaliser(count, len(scores))
+    p_i = mean_logprobs[:, :, None]  # (P, K, 1)
+    p_j = mean_logprobs[:, None, :]  # (P, 1, K)
+    lacking = torch.where(pairs, margin + p_i - p_j, 0.0)  # (P, K, K)
+    return torch.relu(lacking).sum() / normaliser(count, len(rewards))
 
 
 def best_answers(rewards: Tensor) -> Tensor:
-    """The best of each problem, of equals the first (own answers come in no order: a
-    random one); none if it earned 0 or less. Shapes: (P, K) -> (P, K) bool."""
-    return F.one_hot(rewards.argmax(1), rewards.shape[1]).bool() & (rewards > 0)
+    """The best answer to each problem, of equals the first; none if it earned nothing.
+
+    The policy's own answers come in no order, so that the first of equals is a random
+    one. Shapes: (P, K) -> (P, K) bool.
+    """
+    best = F.one_hot(rewards.argmax(1), rewards.shape[1]).bool()  # (P, K)
+    return best & (rewards > 0)
 
 
-def sft_loss(logprobs: Tensor, rewards: Tensor, mask: Tensor,
-             count: int | None = None) -> Tensor:  # fmt: skip
+def sft_loss(
+    logprobs: Tensor, rewards: Tensor, mask: Tensor, count: int | None = None
+) -> Tensor:
     """L = −(1/N) Σ log π of the N tokens of the best answers; 0 where there is none.
 
-    Shapes: logprobs, mask (P·K, S), problem by problem; rewards (P, K) -> (). Units:
-    nats per token. Reduction: token mean; `count` replaces N. Gradient: through
-    logprobs. Raises: ValueError, TypeError as `check_logprobs`, for other than P·K
-    rows. Source: equation 3, a sum over tokens; the authors' code averages.
+    Shapes: logprobs, mask (P * K, S), problem by problem; rewards (P, K) -> ().
+    Units: nats per token. Reduction: token mean; `count` replaces N.
+    Gradient: through logprobs. Raises: ValueError, TypeError as `check_logprobs`, for
+    other than P * K rows.
+    Source: Yuan et al. 2023, arXiv 2304.05302, equation 3, a sum over tokens; the
+    authors' code averages.
     """
     check_mask(mask)
     check_logprobs("logprobs", logprobs, mask)
     check_shapes(rewards=rewards)
     check_shapes(**{"rows of mask": mask[:, 0], "rewards": rewards.flatten()})
     check_groups("rewards", rewards)
-    live = mask & best_answers(rewards).flatten()[:, None]  # (P·K, S)
+    best = best_answers(rewards).flatten()  # (P * K,)
+    live = mask & best[:, None]  # (P * K, S)
     total = -torch.where(live, logprobs, 0.0).sum()
     return total / normaliser(count, max(int(live.sum()), 1))
 
 
 def rrhf_loss(
-    logprobs: Tensor, rewards: Tensor, mask: Tensor, *, sft_weight: float = 1.0,
-    margin: float = 0.0, scoring: Scoring = scores, counts: Sequence = (None, None),
-) -> Tensor:  # fmt: skip
-    """L = L_rank + sft_weight · L_sft; `counts`, one for each. As these two else.
-    Gradient: through logprobs only. Source: equation 4."""
+    logprobs: Tensor,
+    rewards: Tensor,
+    mask: Tensor,
+    *,
+    sft_weight: float = 1.0,
+    margin: float = 0.0,
+    likelihood: Likelihood = mean_logprobs,
+    counts: Sequence[int | None] = (None, None),
+) -> Tensor:
+    """L = L_rank + sft_weight · L_sft.
+
+    Shapes, units, raises: as `ranking_loss` and `sft_loss`. Reduction: `counts`, one
+    for each of the two. Gradient: through logprobs only.
+    Source: Yuan et al. 2023, arXiv 2304.05302, equation 4.
+    """
     if not 0 <= sft_weight < float("inf"):
         raise ValueError(f"sft_weight: got {sft_weight}, must be finite and 0 or more")
-    sft = sft_loss(logprobs, rewards, mask, counts[1])
-    points = scoring(logprobs, mask).view_as(rewards)  # (P, K)
-    return ranking_loss(points, rewards, margin, counts[0]) + sft_weight * sft
+    problems_count, tokens_count = counts
+    imitation = sft_loss(logprobs, rewards, mask, tokens_count)
+    p = likelihood(logprobs, mask).view_as(rewards)  # (P, K)
+    ranking = ranking_loss(p, rewards, margin, problems_count)
+    return ranking + sft_weight * imitation
+
+
+def _mean_over(x: Tensor, where: Tensor) -> float:
+    """The mean of x where it is asked for, 0 if nowhere."""
+    return (x[where].sum() / where.sum().clamp(min=1)).item()
 
 
 def train(
-    policy: GPT, tokenizer: Tokenizer, problems: Sequence[Problem], reward: Reward,
-    config: RRHFConfig, *, generator: torch.Generator, scoring: Scoring = scores,
-    given: Judged | None = None, reference: GPT | None = None, state: dict | None = None
-) -> Iterator[dict[str, float]]:  # fmt: skip
+    policy: GPT,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    reward: Reward,
+    config: RRHFConfig,
+    *,
+    generator: torch.Generator,
+    likelihood: Likelihood = mean_logprobs,
+    given: Judged | None = None,
+    reference: GPT | None = None,
+    state: dict | None = None,
+) -> Iterator[dict[str, float]]:
     """Train the policy in place; one dict of metrics per optimiser step.
 
     Round r asks problems[r * prompts : (r + 1) * prompts], from the start again when
@@ -159,91 +213,115 @@ def train(
     from it (not with `given`): those of `answer_metrics`, kl (nats, exact at each
     choice; with a reference); of the step, before it: loss, ranking, sft, grad_norm,
     violated (share of pairs), tied, unanswered (of problems: no pair, none to imitate),
-    score_right, score_wrong (mean score of answers above reward 0, and of the rest).
+    mean_logprob_right, mean_logprob_wrong (of answers above reward 0, and of the rest:
+    the mean of what `likelihood` makes of them, by which they are ranked).
     Raises: as `check_settings` and `rrhf_loss`; ValueError for no problems, not whole
     batches, samples < 2 (unless `given`); a reference that shares the policy's weights,
     a gradient not finite.
     """
     check_settings(config)
-    K, T, steps = config.samples, config.temperature, config.rounds * config.updates
-    if not given and (not problems or config.prompts % config.batch or K < 2):
-        raise ValueError(f"{len(problems)} problems, {config}: none, ragged or K < 2")
     check_reference(policy, reference)
-    state = {} if state is None else state
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=0.0)
-    if state:
-        policy.load_state_dict(state["policy"])
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
-    home = next(policy.parameters()).device  # a loaded state lies on the CPU
-    held = (Rollout(**state["rollout"]), state["rewards"]) if state else given
-    rollout, rewards = (x.to(home) for x in held) if held else (None, None)
-    order, drawn = list(state.get("order", [])), state.get("drawn", {})
-    terms = dict(sft_weight=config.sft_weight, margin=config.margin, scoring=scoring)
+    if given is None:
+        check_problems(problems)
+        if config.samples < 2:
+            raise ValueError(f"samples: got {config.samples}, a ranking needs K >= 2")
+        if config.prompts % config.batch:
+            raise ValueError(
+                f"prompts: got {config.prompts}, no multiple of batch, {config.batch}"
+            )
+    steps = config.rounds * config.updates
+    learner = Learner(config, steps, generator, state, policy=(policy, config.lr))
+    device = next(policy.parameters()).device
+    if learner.state:
+        rollout = Rollout(**learner.state["rollout"]).to(device)
+        rewards = learner.state["rewards"].to(device)  # (P, K)
+    elif given is not None:
+        rollout = given[0].to(device)
+        rewards = given[1].to(device)  # (P, K)
+    order = list(learner.state.get("order", []))  # of the batches still to be met
+    drawn = learner.state.get("drawn", {})  # metrics of the round's draw
 
-    for update in range(state.get("update", 0), steps):
-        turn, step = divmod(update, config.updates)
-        if step == 0 and not given:
+    for update in learner.remaining():
+        round_, step = divmod(update, config.updates)
+        if step == 0 and given is None:
             # 1. draw
-            wanted = range(turn * config.prompts, (turn + 1) * config.prompts)
-            asked = [problems[i % len(problems)] for i in wanted]
-            rollout = generate(
-                policy, [tokenizer.encode_prompt(x.question) for x in asked], samples=K,
-                eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, generator=generator,
-                max_new_tokens=config.max_new_tokens, temperature=T, chunk=config.batch,
-            )  # fmt: skip
+            asked, rollout = draw(
+                policy,
+                tokenizer,
+                problems,
+                round_,
+                config,
+                generator,
+                chunk=config.batch,
+            )
 
             # 2. score
-            rewards = score(reward, asked, rollout, tokenizer).view(-1, K)  # (P, K)
-            order, drawn = [], answer_metrics(asked, rollout, rewards, tokenizer)
+            rewards = score(reward, asked, rollout, tokenizer)
+            rewards = rewards.view(config.prompts, config.samples)  # (P, K)
+            drawn = answer_metrics(asked, rollout, rewards, tokenizer)
             if reference is not None:
-                drawn["kl"] = measured_kl(policy, reference, rollout).mean().item()
+                kl = measured_kl(policy, reference, rollout)  # (P * K,)
+                drawn["kl"] = kl.mean().item()
+            order = []
 
         # 3. compare
-        rows = torch.arange(len(rollout.tokens), device=home).view_as(rewards)  # (P, K)
-        every = rows.split(config.batch)  # the round's batches
+        rows = torch.arange(len(rollout.tokens), device=device).view_as(rewards)
+        batches = rows.split(config.batch)  # each (p, K), p problems with all answers
         if not order:
-            lots = torch.rand(len(every), generator=generator, device=generator.device)
-            order = lots.argsort().tolist()
-        batch = every[order.pop()]  # (p, K)
-        earned, lengths = rewards.take(batch), rollout.lengths()[batch]  # (p, K)
-        counts = len(batch), max(int(lengths[best_answers(earned)].sum()), 1)
+            chance = torch.rand(
+                len(batches), generator=generator, device=generator.device
+            )
+            order = chance.argsort().tolist()
+        batch = batches[order.pop()]  # (p, K)
+        earned = rewards.take(batch)  # (p, K)
+        lengths = rollout.lengths()[batch]  # (p, K)
+        best_tokens = int(lengths[best_answers(earned)].sum())
 
         # 4. update
-        up = (update + 1) / max(config.warmup, 1)
-        down = (steps - update) / max(steps - config.warmup, 1)
-        optimizer.param_groups[0]["lr"] = config.lr * min(up, down, 1.0)
-        optimizer.zero_grad(set_to_none=True)
-        policy.train()
-        loss, sft, points = 0.0, 0.0, torch.zeros_like(earned)  # points: (p, K)
-        alike = (rollout.prompt_lengths[batch] + lengths).amax(1).argsort(stable=True)
+        sums = Sums()
+        ranked = torch.zeros_like(earned)  # (p, K), by what the answers are ranked
+        total_lengths = rollout.prompt_lengths[batch] + lengths  # (p, K)
+        alike = total_lengths.amax(1).argsort(stable=True)  # (p,), so little is padding
         for some in alike.split(max(config.micro_batch // batch.shape[1], 1)):
-            part, r = rollout.select(batch[some].flatten()), earned[some]
-            logprobs = token_logprobs(policy, part.tokens, part.mask, T)  # (b, s)
-            piece = rrhf_loss(logprobs, r, part.mask, counts=counts, **terms)
-            piece.backward()
-            loss, logprobs = loss + piece.item(), logprobs.detach()
-            sft += sft_loss(logprobs, r, part.mask, counts[1]).item()
-            points[some] = scoring(logprobs, part.mask).view_as(r).to(points)
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise ValueError(f"update {update}: gradient norm {norm}, loss {loss}")
-        optimizer.step()
+            part = rollout.select(batch[some].flatten())
+            logprobs = token_logprobs(
+                policy, part.tokens, part.mask, config.temperature
+            )  # (b, s)
+            loss = rrhf_loss(
+                logprobs,
+                earned[some],
+                part.mask,
+                sft_weight=config.sft_weight,
+                margin=config.margin,
+                likelihood=likelihood,
+                counts=(len(batch), max(best_tokens, 1)),
+            )
+            learner.backward(loss)
+            now = logprobs.detach()  # (b, s)
+            imitation = sft_loss(now, earned[some], part.mask, max(best_tokens, 1))
+            sums.add(loss=loss, sft=imitation)
+            found = likelihood(now, part.mask)  # (b,)
+            ranked[some] = found.view_as(earned[some]).to(ranked)
+        grad_norm = learner.step()
 
         # 5. report
-        pairs, right = earned[:, :, None] < earned[:, None, :], earned > 0
-        violated = pairs & (points[:, :, None] > points[:, None, :])  # (p, K, K)
-        state |= {"policy": policy.state_dict(), "optimizer": optimizer.state_dict()}
-        state |= {"generator": generator.get_state(), "order": order[:], "drawn": drawn}
-        state |= {"rollout": vars(rollout), "rewards": rewards, "update": update + 1}
+        learner.keep(
+            rollout=vars(rollout), rewards=rewards, order=list(order), drawn=drawn
+        )
+        pairs = earned[:, :, None] < earned[:, None, :]  # (p, K, K)
+        reversed_ = pairs & (ranked[:, :, None] > ranked[:, None, :])  # (p, K, K)
+        right = earned > 0  # (p, K)
         yield {
-            "update": update + 1, "round": turn + 1, **drawn,
-            "completions": 0 if given else (turn + 1) * rewards.numel(),
-            "loss": loss, "sft": sft, "grad_norm": norm.item(),
-            "ranking": ranking_loss(points, earned, config.margin).item(),
-            "violated": (violated.sum() / pairs.sum().clamp(min=1)).item(),
+            "update": update + 1,
+            "round": round_ + 1,
+            **drawn,
+            "completions": 0 if given else (round_ + 1) * rewards.numel(),
+            **sums.read(),
+            "grad_norm": grad_norm,
+            "ranking": ranking_loss(ranked, earned, config.margin).item(),
+            "violated": (reversed_.sum() / pairs.sum().clamp(min=1)).item(),
             "tied": (~pairs.flatten(1).any(1)).float().mean().item(),
             "unanswered": (~right.any(1)).float().mean().item(),
-            "score_right": (points[right].sum() / right.sum().clamp(min=1)).item(),
-            "score_wrong": (points[~right].sum() / (~right).sum().clamp(min=1)).item(),
-        }  # fmt: skip
+            "mean_logprob_right": _mean_over(ranked, right),
+            "mean_logprob_wrong": _mean_over(ranked, ~right),
+        }

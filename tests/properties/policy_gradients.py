@@ -11,6 +11,7 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from minialign import training as room
 from minialign.algorithms import ppo, reinforce, remax
 from minialign.algorithms.reinforce import reinforce_loss
 from minialign.logprobs import token_logprobs
@@ -225,7 +226,7 @@ def check_any_log_probability(loss, shape=(1,)) -> None:
 def check_priced_kl(train) -> None:
     """The KL in the reward is that of the two policies that were sampled from."""
     policy, reference, heat = stretched(), base(), 0.7
-    twin, right, drawn = copy.deepcopy(policy), reinforce.generate, []
+    twin, right, drawn = copy.deepcopy(policy), room.generate, []
 
     def spy(*args, **options):
         drawn.append(right(*args, **options))
@@ -233,7 +234,7 @@ def check_priced_kl(train) -> None:
 
     config = replace(REINFORCE, temperature=heat, beta=0.5)
     more = {"reference": reference, "generator": generator()}
-    with mock.patch.object(reinforce, "generate", spy):
+    with mock.patch.object(room, "generate", spy):
         metrics = next(train(policy, TOKENIZER, PROBLEMS, yes, config, **more))
     nats, others = (row_nats(each, drawn[0], heat) for each in (twin, reference))
     assert math.isclose(metrics["kl"], (nats - others).mean().item(), rel_tol=1e-4)
@@ -898,9 +899,9 @@ def check_returns_are_what_was_earned(train) -> None:
     """With λ = 1 and no price of KL, the critic's target is the answer's reward."""
     right, targets = ppo.value_loss, []
 
-    def spy(values, old_values, returns, mask, *more):
+    def spy(values, old_values, returns, mask, *more, **options):
         targets.append((returns, mask))
-        return right(values, old_values, returns, mask, *more)
+        return right(values, old_values, returns, mask, *more, **options)
 
     with mock.patch.object(ppo, "value_loss", spy):
         config = replace(PPO, updates=1, epochs=1, lam=1.0, micro_batch=99)

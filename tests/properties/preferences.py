@@ -276,7 +276,7 @@ def check_pairs_by_lot(make_pairs) -> None:
 
 # rrhf
 
-SCORES = ("scores",)
+RANKED_BY = ("mean_logprobs",)
 ANSWERS = {  # two to each of two problems; means -1, -0.5, -0.3, -2 nats a token
     "logprobs": float64(
         [[-0.5, -1.5, -1.0], [-0.1, -0.9, 0.0], [-0.3, 0.0, 0.0], [-1.0, -3.0, 0.0]]
@@ -287,7 +287,7 @@ ANSWERS = {  # two to each of two problems; means -1, -0.5, -0.3, -2 nats a toke
     ),
 }
 RANKS = {
-    "scores": float64([[-0.9, -0.5, -1.2], [-1.0, -0.2, -0.4]]),
+    "mean_logprobs": float64([[-0.9, -0.5, -1.2], [-1.0, -0.2, -0.4]]),
     "rewards": float64([[2.0, 1.0, 0.0], [0.0, 1.0, 1.0]]),
 }
 JUDGED = (
@@ -309,7 +309,7 @@ def ranked(draw):
     points = strategies.logprobs(shape) | strategies.tensors(
         shape, st.sampled_from([-2.0, -1.0, -0.5])
     )
-    return {"scores": draw(points), "rewards": draw(strategies.rewards(shape))}
+    return {"mean_logprobs": draw(points), "rewards": draw(strategies.rewards(shape))}
 
 
 RANKED = ranked()
@@ -331,11 +331,11 @@ def by_loops(points, rewards, margin=0.0):
     return sum(max(0.0, margin + points[i] - points[j]) for i, j in worse)
 
 
-def check_mean_per_token(scores) -> None:
+def check_mean_per_token(mean_logprobs) -> None:
     """LP-3, by hand; and columns of padding do not count."""
     call = common.copied(ANSWERS)
-    close(scores(call["logprobs"], call["mask"]), [-1.0, -0.5, -0.3, -2.0])
-    common.check_mask_is_inert(scores, ROWS)
+    close(mean_logprobs(call["logprobs"], call["mask"]), [-1.0, -0.5, -0.3, -2.0])
+    common.check_mask_is_inert(mean_logprobs, ROWS)
 
 
 def check_ranking(loss) -> None:
@@ -344,7 +344,9 @@ def check_ranking(loss) -> None:
     @common.forall(st.tuples(RANKED, st.sampled_from([0.0, 0.5])))
     def holds(drawn):
         case, margin = drawn
-        both = zip(case["scores"].tolist(), case["rewards"].tolist(), strict=True)
+        both = zip(
+            case["mean_logprobs"].tolist(), case["rewards"].tolist(), strict=True
+        )
         each = [by_loops(p, r, margin) for p, r in both]
         close(loss(**case, margin=margin), sum(each) / len(each))
 
@@ -352,19 +354,19 @@ def check_ranking(loss) -> None:
 
 
 def check_violated_pairs(loss) -> None:
-    """RR-2: +1 to p_i, -1 to p_j; 0 at exact ties of scores."""
+    """RR-2: +1 to p_i, -1 to p_j; 0 at exact ties."""
 
     @common.forall(RANKED)
     def holds(case):
-        _, slopes = common.value_and_gradients(loss, case, SCORES)
-        points, rewards = case["scores"].tolist(), case["rewards"].tolist()
-        expected = torch.zeros_like(case["scores"])
+        _, slopes = common.value_and_gradients(loss, case, RANKED_BY)
+        points, rewards = case["mean_logprobs"].tolist(), case["rewards"].tolist()
+        expected = torch.zeros_like(case["mean_logprobs"])
         for n in range(len(points)):
             for i, j in permutations(range(len(points[n])), 2):
                 if rewards[n][i] < rewards[n][j] and points[n][i] > points[n][j]:
                     expected[n, i] += 1
                     expected[n, j] -= 1
-        close(len(points) * slopes["scores"], expected)
+        close(len(points) * slopes["mean_logprobs"], expected)
 
     holds()
 
@@ -374,13 +376,13 @@ def check_what_ranking_does_not_see(loss) -> None:
 
     @common.forall(RANKED, examples=15)
     def holds(case):
-        points, rewards = case["scores"], case["rewards"]
-        value = loss(scores=points, rewards=rewards)
-        close(loss(scores=points + 3.0, rewards=rewards), value, atol=1e-9)
+        points, rewards = case["mean_logprobs"], case["rewards"]
+        value = loss(mean_logprobs=points, rewards=rewards)
+        close(loss(mean_logprobs=points + 3.0, rewards=rewards), value, atol=1e-9)
         for risen in (rewards.exp(), 5 * rewards - 2, rewards**3):
-            close(loss(scores=points, rewards=risen), value)
-        close(loss(scores=points.roll(1, 1), rewards=rewards.roll(1, 1)), value)
-        close(loss(scores=2.5 * points, rewards=rewards), 2.5 * value, atol=1e-9)
+            close(loss(mean_logprobs=points, rewards=risen), value)
+        close(loss(mean_logprobs=points.roll(1, 1), rewards=rewards.roll(1, 1)), value)
+        close(loss(mean_logprobs=2.5 * points, rewards=rewards), 2.5 * value, atol=1e-9)
 
     holds()
 
@@ -401,9 +403,9 @@ def check_ties_ask_for_nothing(loss) -> None:
     for margin in (0.0, 1.0):
         tied = {**RANKS, "rewards": torch.full((2, 3), 0.1).double()}
         value, slopes = common.value_and_gradients(
-            partial(loss, margin=margin), tied, SCORES
+            partial(loss, margin=margin), tied, RANKED_BY
         )
-        assert value == 0 and (slopes["scores"] == 0).all()
+        assert value == 0 and (slopes["mean_logprobs"] == 0).all()
 
 
 def check_first_of_the_best(best_answers) -> None:
@@ -454,10 +456,13 @@ def lacking(logits, divisor, margin):
 def check_lifts_right_over_wrong(loss) -> None:
     """Of two draws, in expectation, the ranking lifts each right answer over each wrong
     one that it does not lead by the margin, as often as the two are drawn together."""
-    for scoring, divisor in ((rrhf.scores, world.LENGTHS), (rrhf.summed_scores, 1)):
+    for likelihood, divisor in (
+        (rrhf.mean_logprobs, world.LENGTHS),
+        (rrhf.summed_logprobs, 1),
+    ):
         for margin in (0.0, 0.4):
             whole = partial(lacking, divisor=divisor, margin=margin)
-            terms = {"sft_weight": 0.0, "scoring": scoring, "margin": margin}
+            terms = {"sft_weight": 0.0, "likelihood": likelihood, "margin": margin}
             actual = ascent(drawn_twice(loss, **terms))
             close(actual, world.gradient(whole, LOGITS))
             assert actual.norm() > 0.01

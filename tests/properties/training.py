@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from minialign import checkpoint
+from minialign import training as room
 from tests.properties import common
 from tests.toy import (
     always,
@@ -171,15 +172,21 @@ def gradient_norm(loss: torch.Tensor, model: torch.nn.Module) -> float:
 
 def spied(monkeypatch, module, name: str) -> list[tuple]:
     """(arguments, result) of every call that `train` makes of a function of its module,
-    as the run goes on."""
+    as the run goes on. Those that it names come last."""
     original, calls = getattr(module, name), []
 
     def spy(*args, **kwargs):
-        calls.append((args, original(*args, **kwargs)))
-        return calls[-1][1]
+        result = original(*args, **kwargs)
+        calls.append(((*args, *kwargs.values()), result))
+        return result
 
     monkeypatch.setattr(module, name, spy)
     return calls
+
+
+def spied_draws(monkeypatch) -> list[tuple]:
+    """(arguments, result) of every draw, greedy ones too, as the run goes on."""
+    return spied(monkeypatch, room, "generate")
 
 
 def flip(monkeypatch, module, name: str) -> None:
@@ -337,7 +344,7 @@ def check_scoring_repeats_the_sampler(
     `scores`: the function of the module that scores. While no weight moves, every
     answer that is learnt from has the log-probability that the sampler gave to one.
     """
-    drawn = spied(monkeypatch, module, "generate")
+    drawn = spied_draws(monkeypatch)
     scored = spied(monkeypatch, module, scores)
     list(run(base(), temperature=0.6, lr=0.0))
     rollouts = [rollout for _, rollout in drawn if not rollout.greedy]

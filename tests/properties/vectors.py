@@ -64,7 +64,7 @@ def value_of(f):
 ADAPTED = {
     "logprobs.token_logprobs": lambda f: partial(asked, f),
     "dpo.dpo_loss": partial(named, "per_pair", dpo),
-    "rrhf.rrhf_loss": partial(named, "scoring", rrhf),
+    "rrhf.rrhf_loss": partial(named, "likelihood", rrhf),
     "dpo.make_pairs": given_lots,
     "rejection_sampling.select_right": given_lots,
     "rejection_sampling.select_best": given_lots,

@@ -1,0 +1,270 @@
+"""What surrounds every loss: the draw of answers, and the steps of the optimiser.
+
+A method's file holds what is its own: what it compares, its loss, and its loop. What
+the loops have in common stands here.
+
+    draw                  the next problems, and the policy's answers to them
+    reference_logprobs    what the reference gives to every token of those answers
+    sampled_kl            from these, each answer's estimate of the KL to the reference
+    deal                  the answers of one draw, dealt to several optimiser steps
+    Learner               AdamW with its schedule, its clip, its state
+    Sums                  metrics, added up on the device and read once
+
+The shape of a loop::
+
+    learner = Learner(
+        config, config.updates, generator, state, policy=(policy, config.lr)
+    )
+    for update in learner.remaining():
+        asked, rollout = draw(policy, tokenizer, problems, update, config, generator)
+        ...
+        for rows in rollout.micro_batches(config.micro_batch):
+            ...
+            learner.backward(loss)
+        norm = learner.step()
+        learner.keep()
+        yield {...}
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from minialign.logprobs import kl_k1
+from minialign.model import GPT
+from minialign.problems import Problem
+from minialign.sampling import Rollout, generate, rescore
+from minialign.tokenizer import Tokenizer
+
+
+class DrawConfig(Protocol):
+    """The settings of a draw, which every method that draws answers has."""
+
+    prompts: int  # problems in a draw
+    samples: int  # answers to each of them
+    max_new_tokens: int
+    temperature: float
+
+
+class LearnerConfig(Protocol):
+    """The settings of an optimiser, which every method has."""
+
+    warmup: int  # updates of linear warm-up
+    max_grad_norm: float
+
+
+# The draw
+
+
+def draw(
+    policy: GPT,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    number: int,
+    config: DrawConfig,
+    generator: torch.Generator | None,
+    *,
+    greedy: bool = False,
+    chunk: int | None = None,
+) -> tuple[list[Problem], Rollout]:
+    """The problems of draw `number`, and the policy's answers to them.
+
+    Draw n asks problems[n * prompts : (n + 1) * prompts], from the start again when
+    they run out. `greedy` takes one answer to each, the likeliest token at every step,
+    and needs no generator. `chunk` problems are answered at a time; None: all at once.
+
+    Shapes: -> `prompts` problems, and a Rollout of prompts * samples rows.
+    Gradient: none. Raises: as `generate`.
+    """
+    first = number * config.prompts
+    asked = [problems[(first + i) % len(problems)] for i in range(config.prompts)]
+    rollout = generate(
+        policy,
+        [tokenizer.encode_prompt(problem.question) for problem in asked],
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
+        max_new_tokens=config.max_new_tokens,
+        samples=1 if greedy else config.samples,
+        temperature=1.0 if greedy else config.temperature,
+        greedy=greedy,
+        generator=generator,
+        chunk=chunk,
+    )
+    return asked, rollout
+
+
+def reference_logprobs(
+    reference: GPT | None, rollout: Rollout, micro_batch: int
+) -> Tensor:
+    """What the reference gives to every token of the answers, `micro_batch` at a time.
+
+    Without a reference: the log-probabilities that the answers were drawn with, so that
+    every difference to them is exactly 0.
+
+    Shapes: -> (B, S), 0 where masked. Units: nats. Gradient: none.
+    """
+    if reference is None:
+        return rollout.logprobs
+    return rescore(reference, rollout, rollout.micro_batches(micro_batch))
+
+
+def sampled_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Each answer's estimate of KL(policy ‖ reference): Σ_s k1[s].
+
+    Its mean over the policy's own answers is unbiased; one answer's may be negative.
+
+    Shapes: all (B, S) -> (B,). Units: nats per answer. Gradient: none.
+    Raises: as `kl_k1`.
+    """
+    return kl_k1(logprobs, ref_logprobs, mask).detach().sum(1)
+
+
+def deal(
+    rollout: Rollout,
+    epochs: int,
+    minibatches: int,
+    micro_batch: int,
+    generator: torch.Generator,
+) -> list[list[Tensor]]:
+    """For each optimiser step of all epochs, the rows of each of its micro-batches.
+
+    Every epoch deals all rows anew to its minibatches, one optimiser step each. A
+    single minibatch holds them all: then nothing is left to chance, and the generator
+    is not asked.
+
+    Shapes: -> epochs * minibatches steps of some tensors of rows, int64.
+    """
+    device = rollout.tokens.device
+    rows = torch.arange(len(rollout.tokens), device=generator.device)  # (B,)
+    steps = []
+    for _ in range(epochs):
+        if minibatches > 1:
+            rows = torch.randperm(
+                len(rows), generator=generator, device=generator.device
+            )
+        for own in rows.to(device).tensor_split(minibatches):
+            parts = rollout.select(own).micro_batches(micro_batch)
+            steps.append([own[part] for part in parts])
+    return steps
+
+
+# The steps
+
+
+class Learner:
+    """AdamW over one or more models: steps, schedule, clip and state.
+
+    `steps` is the length of the run in updates. Models come by name, each with the peak
+    of its learning rate: `policy=(policy, config.lr)`. All follow one schedule: a
+    linear rise over `config.warmup` updates, then a line that would meet 0 after the
+    last.
+
+    `state` is the caller's dict. Filled, it continues the run that wrote it: weights,
+    moments, the generator and the position are restored at once, before anything is
+    drawn. It stays flat: a key for each model, "optimizer", "generator", "update", and
+    what `keep` is given besides.
+    """
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        steps: int,
+        generator: torch.Generator,
+        state: dict | None = None,
+        **models: tuple[nn.Module, float],
+    ) -> None:
+        self.config = config
+        self.steps = steps
+        self.generator = generator
+        self.state = {} if state is None else state
+        self.models = {name: model for name, (model, _) in models.items()}
+        self.peaks = [peak for _, peak in models.values()]
+        weights = [list(model.parameters()) for model in self.models.values()]
+        groups = [{"params": of_one_model} for of_one_model in weights]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        self.update = self.state.get("update", 0)
+        if self.state:
+            for name, model in self.models.items():
+                model.load_state_dict(self.state[name])
+            self.optimizer.load_state_dict(self.state["optimizer"])
+            generator.set_state(self.state["generator"])
+
+    def remaining(self) -> Iterator[int]:
+        """The updates that are still to be made, each begun afresh: the learning rates
+        of the schedule, no gradient left over, every model in training mode."""
+        for update in range(self.update, self.steps):
+            self.update = update
+            share = self.share_of_peak(update)
+            groups = self.optimizer.param_groups
+            for group, peak in zip(groups, self.peaks, strict=True):
+                group["lr"] = peak * share
+            self.optimizer.zero_grad(set_to_none=True)
+            for model in self.models.values():
+                model.train()
+            yield update
+
+    def share_of_peak(self, update: int) -> float:
+        """The schedule: up over `warmup` updates, 1 at most, down to 0 at the end."""
+        warmup = self.config.warmup
+        up = (update + 1) / max(warmup, 1)
+        down = (self.steps - update) / max(self.steps - warmup, 1)
+        return min(up, down)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this part of the loss to that of the step."""
+        loss.backward()
+
+    def step(self) -> float:
+        """Scale the gradient of each model to `max_grad_norm` if it is longer, take one
+        step, forget the gradients; return the norm of the first model's, unscaled.
+
+        Raises: ValueError for a gradient that is not finite, before any weight moves.
+        """
+        norms = []
+        for group in self.optimizer.param_groups:
+            norm = nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm)
+            norms.append(norm.item())
+        for name, norm in zip(self.models, norms, strict=True):
+            if not math.isfinite(norm):
+                raise ValueError(
+                    f"update {self.update}: the gradient of {name} has norm {norm}"
+                )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norms[0]
+
+    def keep(self, **more: object) -> None:
+        """Make the state complete, as of the end of this update, `more` included."""
+        for name, model in self.models.items():
+            self.state[name] = model.state_dict()
+        self.state["optimizer"] = self.optimizer.state_dict()
+        self.state["generator"] = self.generator.get_state()
+        self.state |= more
+        self.state["update"] = self.update + 1
+
+
+class Sums:
+    """Numbers by name, added up where they lie and read once.
+
+    To read a number off a GPU is to wait for it. So what a loop measures is added up on
+    the device, in float64, and `read` waits once, for all of them.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, **values: Tensor) -> None:
+        """Add each to the sum of its name. Shapes: all (). Gradient: none."""
+        for name, value in values.items():
+            term = value.detach().double()
+            self.sums[name] = self.sums[name] + term if name in self.sums else term
+
+    def read(self) -> dict[str, float]:
+        """Every sum by name; {} if there was nothing to add."""
+        if not self.sums:
+            return {}
+        numbers = torch.stack(list(self.sums.values())).tolist()
+        return dict(zip(self.sums, numbers, strict=True))
