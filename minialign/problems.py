@@ -18,6 +18,7 @@ the rest of the course is about getting the good behaviour out of the same model
 Families live in `families.py`; this file deals the problems and judges the answers.
 """
 
+import codecs
 import hashlib
 import json
 import math
@@ -285,15 +286,18 @@ def style_of(problem: Problem, text: str) -> str:
 def read_problems(path: str | Path, rejected: list[str] | None = None) -> list[Problem]:
     """Problems from a JSONL file of ``{"question": ..., "answer": ...}`` rows.
 
-    Reads GSM8K's own files as they are; the gold answer is extracted from `answer`.
+    Reads GSM8K's own files as they are; the gold answer is extracted from `answer`. A
+    byte-order mark at the start of the file is skipped; anywhere else it is content.
 
     Strict by default: the first bad row raises. Pass a list as `rejected` to go on;
     it collects one line for each row left out, and every row is in one of the two.
 
     Raises: ValueError naming file, line and reason; OSError if it cannot be read.
     """
+    # Editors on Windows begin a UTF-8 file with the mark.
+    data = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
     problems = []
-    for number, raw in enumerate(Path(path).read_bytes().splitlines(), start=1):
+    for number, raw in enumerate(data.splitlines(), start=1):
         try:
             problems.append(_read_row(raw, f"{Path(path).name}:{number}"))
         except ValueError as error:

@@ -4,6 +4,7 @@ The oracles are ours: `SOLVERS` reads the English of a question, `check_working`
 an answer's arithmetic line by line. Neither looks at how the problem was made.
 """
 
+import codecs
 import hashlib
 import json
 import math
@@ -997,9 +998,10 @@ def put(tmp_path, data):
     return path
 
 
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
-def test_reading_rows_in_gsm8k_format(tmp_path, end):
-    path = put(tmp_path, (end or b"\n").join(map(as_line, GOOD)) + end)
+def test_reading_rows_in_gsm8k_format(tmp_path, end, mark):
+    path = put(tmp_path, mark + (end or b"\n").join(map(as_line, GOOD)) + end)
     for found in (read_problems(path), read_problems(str(path), [])):
         assert [p.gold for p in found] == [135, 3000, -5]
         assert all(isinstance(p.gold, Fraction) for p in found)
@@ -1009,7 +1011,23 @@ def test_reading_rows_in_gsm8k_format(tmp_path, end):
         assert len({p.id for p in found}) == 3
         for problem, row in zip(found, GOOD, strict=True):
             assert verify(problem, row["answer"])
-    assert read_problems(put(tmp_path, b"")) == []
+    assert read_problems(put(tmp_path, mark)) == []
+
+
+def test_a_byte_order_mark_is_content_but_for_the_first_bytes_of_the_file(tmp_path):
+    """Editors on Windows write one there. Anywhere else somebody meant it, or erred."""
+    row = row_with(question="\ufeffQ?", answer="\ufeff #### 1")
+    first, second = read_problems(put(tmp_path, codecs.BOM_UTF8 + row + b"\n" + row))
+    assert first.question == second.question == "\ufeffQ?"
+    twice = put(tmp_path, codecs.BOM_UTF8 * 2 + row)
+    with pytest.raises(ValueError, match="line 1: not JSON: .*BOM"):
+        read_problems(twice)
+
+
+def test_a_bad_row_behind_a_byte_order_mark_is_line_1(tmp_path):
+    path = put(tmp_path, codecs.BOM_UTF8 + b"{'question': 'Q?'}\n" + row_with())
+    with pytest.raises(ValueError, match="line 1: not JSON: .*column 2$"):
+        read_problems(path)
 
 
 def test_reading_our_own_fields(tmp_path):
@@ -1131,12 +1149,14 @@ def damaged_files(draw):
 
 
 @given(data=damaged_files() | st.binary())
+@example(data=codecs.BOM_UTF8)
 def test_no_bytes_make_the_reader_raise_anything_else(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "damaged.jsonl"
     path.write_bytes(data)
     rejected = []
     kept = read_problems(path, rejected)
-    *lines, last = re.split(rb"\r\n|\r|\n", data)
+    rows = data.removeprefix(codecs.BOM_UTF8)
+    *lines, last = re.split(rb"\r\n|\r|\n", rows)
     assert len(kept) + len(rejected) == len(lines) + bool(last)
     if rejected:
         with pytest.raises(ValueError) as caught:
