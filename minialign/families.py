@@ -1,8 +1,12 @@
 """The families of problems: how each draws its numbers and tells its story.
 
-A family is one function that takes a `Teller` (dice, names, things) and returns a
-`Draft`: the numbers that identify the problem, the question, and the orders in which
-it may be worked. `problems.py` deals drafts into splits and writes the answers.
+A family is one function that takes a `Teller` (a random generator, names, things) and
+returns a `Draft`: the numbers that identify the problem, the question, and the orders
+in which it may be worked. `problems.py` deals drafts into splits and writes the
+answers. What belongs to A, B and C, the people of the story, is `a`, `b` and `c`.
+
+The problems in `data/` depend on the order in which a family draws. Even what is drawn
+and then not told stays where it is.
 
 The odds beside each family say how its teachers answer. Families where an answer in
 the head mostly fails have mostly terse teachers: that is what there is to unlearn.
@@ -10,6 +14,7 @@ the head mostly fails have mostly terse teachers: that is what there is to unlea
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from random import Random
 
 _SHE = """Mia Ana Zoe Lena Ruth Ivy Nora Leah Maya Tara Aisha Carla Dora Elsa Fay
@@ -35,7 +40,7 @@ PRONOUNS = {
     "he": {"she": "he", "She": "He"},
 }
 
-Step = tuple[int, str, int]
+Step = tuple[int, str, int]  # one calculation: a number, one of + - * /, a number
 
 
 @dataclass(frozen=True)
@@ -43,19 +48,41 @@ class Draft:
     """A told problem: what identifies it, its text, and the ways to work it."""
 
     family: str
-    numbers: tuple[int | str, ...]
+    numbers: tuple[int | str, ...]  # what makes it this problem, whatever the names
     question: str
-    orders: tuple[tuple[Step, ...], ...]
+    orders: tuple[tuple[Step, ...], ...]  # each works the problem; none: second skill
     gold: int | str
 
     @property
     def steps(self) -> int:
+        """How many calculations the problem takes; the second skill takes none."""
         return len(self.orders[0]) if self.orders else 0
 
 
+def calculate(a: int, op: str, b: int) -> int:
+    """The result of one step.
+
+    Raises: ValueError when it is below 0 or no integer: no story here tells of such.
+    """
+    if op == "+":
+        result = a + b
+    elif op == "-":
+        result = a - b
+    elif op == "*":
+        result = a * b
+    else:
+        result = Fraction(a, b)
+    if result < 0 or result != int(result):
+        raise ValueError(f"step {a}{op}{b}: every result is a non-negative integer")
+    return int(result)
+
+
 class Teller:
-    """Dice and a cast. In the templates {A}, {B}, {C} are names, {She}, {she},
-    the pronouns of A, {things} what the story is about."""
+    """A random generator and a cast, for one problem.
+
+    In the templates {A}, {B} and {C} are names, {She} and {she} the pronouns of A, and
+    {things} is what the story is about. The other slots are filled by the caller.
+    """
 
     def __init__(
         self,
@@ -64,11 +91,14 @@ class Teller:
         steps: tuple[int, int] = (1, 6),
         larger: bool = False,
     ):
-        self.rng, self.family, self.larger = rng, family, larger
-        self.least, self.most = steps
+        self.rng = rng
+        self.family = family
+        self.larger = larger
+        self.fewest, self.most = steps
         who = rng.choice(("she", "he"))
         first = rng.choice(NAMES[who])
-        others = [name for names in NAMES.values() for name in names if name != first]
+        everybody = NAMES["she"] + NAMES["he"]
+        others = [name for name in everybody if name != first]
         second, third = rng.sample(others, 2)
         self.slots = {"A": first, "B": second, "C": third, **PRONOUNS[who]}
         self.slots["things"] = f"{rng.choice(THINGS)}s"
@@ -83,21 +113,33 @@ class Teller:
         """A multiplier, a divisor, a count of people: never enlarged."""
         return self.rng.randint(low, high)
 
+    def chance(self, share: float) -> bool:
+        """True in this share of cases."""
+        return self.rng.random() < share
+
     def length(self, low: int, high: int) -> int:
-        """How many steps this problem takes, within what the split allows; five or
-        six less often than fewer."""
-        range_ = range(max(low, self.least), min(high, self.most) + 1)
-        return self.rng.choices(range_, [3 if steps < 5 else 1 for steps in range_])[0]
+        """How many steps this problem takes, within what the split allows.
+
+        Five or more are a third as likely as fewer.
+        """
+        allowed = range(max(low, self.fewest), min(high, self.most) + 1)
+        odds = [3 if steps < 5 else 1 for steps in allowed]
+        return self.rng.choices(allowed, odds)[0]
 
     def say(self, *templates: str, **more: object) -> str:
         """One of the templates, filled in."""
         return self.rng.choice(templates).format(**self.slots, **more)
 
     def draft(self, numbers: tuple, text: list[str], *orders: list[Step]) -> Draft:
+        """The problem as told; the last result of each order is the answer."""
         a, op, b = orders[0][-1]
-        gold = {"+": a + b, "-": a - b, "*": a * b, "/": a // (b or 1)}[op]
-        works = tuple(tuple(steps) for steps in orders)
-        return Draft(self.family, numbers, " ".join(text), works, gold)
+        return Draft(
+            family=self.family,
+            numbers=numbers,
+            question=" ".join(text),
+            orders=tuple(tuple(steps) for steps in orders),
+            gold=calculate(a, op, b),
+        )
 
 
 @dataclass(frozen=True)
@@ -113,17 +155,48 @@ class Family:
 
     def deals(self, wanted: tuple[int, int]) -> bool:
         """Can it tell a problem with a number of steps in the wanted range?"""
-        return self.steps[0] <= wanted[1] and self.steps[1] >= wanted[0]
+        fewest, most = self.steps
+        fewest_wanted, most_wanted = wanted
+        return fewest <= most_wanted and most >= fewest_wanted
+
+
+# --- steps that several families share ----------------------------------------------
+
+
+def _add_up(start: int, changes: list[int]) -> list[Step]:
+    """One step for each change: added where it is positive, else taken away."""
+    steps = []
+    held = start
+    for change in changes:
+        op = "+" if change > 0 else "-"
+        steps.append((held, op, abs(change)))
+        held += change
+    return steps
+
+
+def _multiply_and_add_up(counts: list[int], sizes: list[int]) -> list[Step]:
+    """Every count times its size, and then the sum of the results."""
+    products = []
+    results = []
+    for count, size in zip(counts, sizes, strict=True):
+        products.append((count, "*", size))
+        results.append(count * size)
+    return products + _add_up(results[0], results[1:])
+
+
+def _listed(parts: list[str]) -> str:
+    """English for a list of two or more: "a, b and c"."""
+    return ", ".join(parts[:-1]) + f" and {parts[-1]}"
 
 
 # --- the twelve that the base learns ------------------------------------------------
 
 
-def running_total(t: Teller) -> Draft:
+def running_total(teller: Teller) -> Draft:
     """Something is gained and lost, again and again."""
-    start = held = t.size(10, 50)
+    start = teller.size(10, 50)
     text = [
-        t.say(
+        teller.say(
             "{A} has {n} {things}.",
             "On Monday {A} has {n} {things}.",
             "{A} starts the day with {n} {things}.",
@@ -133,22 +206,39 @@ def running_total(t: Teller) -> Draft:
             n=start,
         )
     ]
-    gains = ("{She} finds {n} more.", "{She} gets {n} from {B}.")
-    gains += ("{She} buys {n} more.", "{She} wins {n} at a fair.")
-    gains += ("{She} gets {n} from a friend.",)
-    losses = ("{She} loses {n}.", "{She} gives {n} to {B}.", "{She} sells {n}.")
-    losses += ("{She} leaves {n} at school.", "{She} lends {n} to {C}.")
     changes = []
-    for _ in range(t.length(1, 8)):
-        if held > 20 and t.rng.random() < 0.5:
-            n = -t.small(3, min(held - 5, 30))
+    held = start
+    for _ in range(teller.length(1, 8)):
+        if held > 20 and teller.chance(0.5):
+            lost = teller.small(3, min(held - 5, 30))
+            held -= lost
+            changes.append(-lost)
+            text.append(
+                teller.say(
+                    "{She} loses {n}.",
+                    "{She} gives {n} to {B}.",
+                    "{She} sells {n}.",
+                    "{She} leaves {n} at school.",
+                    "{She} lends {n} to {C}.",
+                    n=lost,
+                )
+            )
         else:
-            n = t.size(3, 30)
-        held += n
-        changes.append(n)
-        text.append(t.say(*(gains if n > 0 else losses), n=abs(n)))
+            gained = teller.size(3, 30)
+            held += gained
+            changes.append(gained)
+            text.append(
+                teller.say(
+                    "{She} finds {n} more.",
+                    "{She} gets {n} from {B}.",
+                    "{She} buys {n} more.",
+                    "{She} wins {n} at a fair.",
+                    "{She} gets {n} from a friend.",
+                    n=gained,
+                )
+            )
     text.append(
-        t.say(
+        teller.say(
             "How many {things} does {A} have now?",
             "How many {things} does {she} have in the end?",
             "How many {things} are there now?",
@@ -156,93 +246,104 @@ def running_total(t: Teller) -> Draft:
             "Find how many {things} {A} has then.",
         )
     )
-    return t.draft(
+    gains_first = sorted(changes, reverse=True)
+    return teller.draft(
         (start, *changes),
         text,
-        _chain(start, changes),
-        _chain(start, sorted(changes, reverse=True)),  # first all gains
+        _add_up(start, changes),
+        _add_up(start, gains_first),
     )
 
 
-def _chain(start: int, changes: list[int]) -> list[Step]:
-    steps, held = [], start
-    for n in changes:
-        steps.append((held, "+" if n > 0 else "-", abs(n)))
-        held += n
-    return steps
-
-
-def comparison(t: Teller) -> Draft:
+def comparison(teller: Teller) -> Draft:
     """One has more or fewer than another; a third has a multiple."""
-    a, k = t.size(10, 50), t.small(2, 5)
-    d = t.size(3, 30) if t.rng.random() < 0.6 else -t.small(3, a - 4)
-    op, word = ("+", "more") if d > 0 else ("-", "fewer")
-    b = a + d
+    a = teller.size(10, 50)
+    factor = teller.small(2, 5)
+    if teller.chance(0.6):
+        difference = teller.size(3, 30)
+        word = "more"
+    else:
+        difference = -teller.small(3, a - 4)
+        word = "fewer"
+    b = a + difference
+    c = b * factor
     text = [
-        t.say(
+        teller.say(
             "{A} has {a} {things}. {B} has {d} {word} than {A}.",
             "{A} collected {a} {things}. {B} collected {d} {word} than {A}.",
             "{B} has {d} {word} {things} than {A}, who has {a}.",
             "On {A}'s desk are {a} {things}, and on {B}'s {d} {word} than that.",
             "{A} counts {a} {things}. {B} counts {d} {word} than that.",
             a=a,
-            d=abs(d),
+            d=abs(difference),
             word=word,
         )
     ]
-    first = (a, op, abs(d))
-    times = t.say(
+    told_of_c = teller.say(  # drawn for each kind, told for two of them
         "{C} has {k} times as many as {B}.",
         "{C}'s count is {k} times {B}'s.",
-        k=k,
+        k=factor,
     )
-    kind = t.rng.choice(("two", "times", "all"))
+    find_b = _add_up(a, [difference])
+    find_c = [*find_b, (b, "*", factor)]
+    kind = teller.rng.choice(("two", "times", "all"))
     if kind == "two":
         text.append(
-            t.say(
+            teller.say(
                 "How many {things} do they have together?",
                 "How many {things} is that in all?",
                 "What is the total number of {things}?",
             )
         )
-        return t.draft((kind, a, d), text, [first, (a, "+", b)], [first, (b, "+", a)])
+        return teller.draft(
+            (kind, a, difference),
+            text,
+            [*find_b, (a, "+", b)],
+            [*find_b, (b, "+", a)],
+        )
+    text.append(told_of_c)
+    numbers = (kind, a, difference, factor)
     if kind == "times":
-        text += [times, t.say("How many {things} does {C} have?", "How many has {C}?")]
-        return t.draft((kind, a, d, k), text, [first, (b, "*", k)])
-    text += [times, t.say("How many {things} do the three have?", "How many in all?")]
-    head = [first, (b, "*", k)]
-    return t.draft(
-        (kind, a, d, k),
+        text.append(teller.say("How many {things} does {C} have?", "How many has {C}?"))
+        return teller.draft(numbers, text, find_c)
+    text.append(teller.say("How many {things} do the three have?", "How many in all?"))
+    return teller.draft(
+        numbers,
         text,
-        [*head, (a, "+", b), (a + b, "+", b * k)],
-        [*head, (b, "+", b * k), (a, "+", b + b * k)],
+        [*find_c, (a, "+", b), (a + b, "+", c)],
+        [*find_c, (b, "+", c), (a, "+", b + c)],
     )
 
 
-def rate(t: Teller) -> Draft:
+def rate(teller: Teller) -> Draft:
     """So many an hour, for some hours, twice; some of it goes."""
-    r, h1, h2 = t.size(3, 15), t.small(2, 6), t.small(2, 6)
-    lost = t.small(3, r * (h1 + h2) - 3) if t.rng.random() < 0.5 else 0
+    per_hour = teller.size(3, 15)
+    hours = teller.small(2, 6)
+    more_hours = teller.small(2, 6)
+    made = per_hour * hours
+    more_made = per_hour * more_hours
+    total = made + more_made
+    lost = teller.small(3, total - 3) if teller.chance(0.5) else 0
     text = [
-        t.say(
-            "{A} gift-wraps {r} {things} an hour.",
-            "A machine makes {r} {things} an hour.",
-            "{A} can pack {r} {things} in one hour.",
-            "Every hour {A} counts {r} {things}.",
-            "At the fair {A} sells {r} {things} each hour.",
-            r=r,
+        teller.say(
+            "{A} gift-wraps {n} {things} an hour.",
+            "A machine makes {n} {things} an hour.",
+            "{A} can pack {n} {things} in one hour.",
+            "Every hour {A} counts {n} {things}.",
+            "At the fair {A} sells {n} {things} each hour.",
+            n=per_hour,
         ),
-        t.say(
-            "It goes on for {h1} hours on Monday and {h2} hours on Friday.",
-            "On one day this lasts {h1} hours, on the next {h2} hours.",
-            "The first shift is {h1} hours long, the second {h2} hours.",
-            h1=h1,
-            h2=h2,
+        teller.say(
+            "It goes on for {hours} hours on Monday and {more} hours on Friday.",
+            "On one day this lasts {hours} hours, on the next {more} hours.",
+            "The first shift is {hours} hours long, the second {more} hours.",
+            hours=hours,
+            more=more_hours,
         ),
     ]
     if lost:
         text.append(
-            t.say(
+            teller.say(
                 "Then {lost} of them are lost. How many {things} are left?",
                 "But {lost} of them do not count. How many {things} count?",
                 lost=lost,
@@ -250,34 +351,39 @@ def rate(t: Teller) -> Draft:
         )
     else:
         text.append(
-            t.say("How many {things} is that?", "How many {things} is that in all?")
+            teller.say(
+                "How many {things} is that?", "How many {things} is that in all?"
+            )
         )
-    x, y = r * h1, r * h2
-    end = [(x + y, "-", lost)] if lost else []
-    return t.draft(
-        (r, h1, h2, lost),
+    first = (per_hour, "*", hours)
+    second = (per_hour, "*", more_hours)
+    end = [(total, "-", lost)] if lost else []
+    return teller.draft(
+        (per_hour, hours, more_hours, lost),
         text,
-        [(r, "*", h1), (r, "*", h2), (x, "+", y), *end],
-        [(r, "*", h2), (r, "*", h1), (y, "+", x), *end],
+        [first, second, (made, "+", more_made), *end],
+        [second, first, (more_made, "+", made), *end],
     )
 
 
-def shopping(t: Teller) -> Draft:
+def shopping(teller: Teller) -> Draft:
     """Price times quantity, a few times over, and perhaps the change."""
-    steps = t.length(3, 8)
+    steps = teller.length(3, 8)
     kinds = (steps + 1) // 2
-    counts = [t.small(2, 8) for _ in range(kinds)]
-    prices = [t.size(2, 10) for _ in range(kinds)]
-    costs = [n * p for n, p in zip(counts, prices, strict=True)]
-    paid = (sum(costs) // 50 + 1) * 50 if steps % 2 == 0 else 0
-    goods = t.rng.sample(THINGS, kinds)
-    wares = [
-        f"{n} {thing}s at ${p} each"
-        for n, thing, p in zip(counts, goods, prices, strict=True)
-    ]
-    listed = ", ".join(wares[:-1]) + f" and {wares[-1]}"
+    counts = [teller.small(2, 8) for _ in range(kinds)]
+    prices = [teller.size(2, 10) for _ in range(kinds)]
+    total = sum(count * price for count, price in zip(counts, prices, strict=True))
+    # Two kinds take three steps (two products and a sum), three take five, and so on:
+    # where the number of steps is even, the last one is the change.
+    gives_change = steps % 2 == 0
+    paid = (total // 50 + 1) * 50 if gives_change else 0
+    goods = teller.rng.sample(THINGS, kinds)
+    wares = []
+    for count, thing, price in zip(counts, goods, prices, strict=True):
+        wares.append(f"{count} {thing}s at ${price} each")
+    listed = _listed(wares)
     text = [
-        t.say(
+        teller.say(
             "{A} buys {listed}.",
             "At the shop {A} picks {listed}.",
             "{A} orders {listed}.",
@@ -288,7 +394,7 @@ def shopping(t: Teller) -> Draft:
     ]
     if paid:
         text.append(
-            t.say(
+            teller.say(
                 "{She} pays with ${paid}. How much change does {she} get?",
                 "{She} has ${paid}. How many dollars are left?",
                 "How many dollars of ${paid} does {she} keep?",
@@ -297,52 +403,55 @@ def shopping(t: Teller) -> Draft:
         )
     else:
         text.append(
-            t.say(
+            teller.say(
                 "How much does {she} pay?",
                 "How many dollars is that?",
                 "What does it cost in dollars?",
             )
         )
-    products = [(n, "*", p) for n, p in zip(counts, prices, strict=True)]
-    orders = []
-    for way in (1, -1):
-        running = _chain(costs[::way][0], costs[::way][1:])
-        change = [(paid, "-", sum(costs))] if paid else []
-        orders.append([*products[::way], *running, *change])
-    return t.draft((*counts, *prices, paid), text, *orders)
+    change = [(paid, "-", total)] if paid else []
+    return teller.draft(
+        (*counts, *prices, paid),
+        text,
+        _multiply_and_add_up(counts, prices) + change,
+        _multiply_and_add_up(counts[::-1], prices[::-1]) + change,
+    )
 
 
-def sharing(t: Teller) -> Draft:
+def sharing(teller: Teller) -> Draft:
     """Packs are opened and shared out equally."""
-    friends, each = t.small(2, 8), t.size(4, 12)
+    friends = teller.small(2, 8)
+    each = teller.size(4, 12)
     total = friends * each
-    packs = t.rng.choice([p for p in range(2, 11) if total % p == 0] or [1])
+    # Either all of it lies in packs, or some of it lies loose beside them.
+    divisors = [count for count in range(2, 11) if total % count == 0]
+    packs = teller.rng.choice(divisors or [1])
     loose = 0
-    if packs == 1 or t.rng.random() < 0.4:
-        packs = t.small(3, 8)
-        loose = total % packs + packs * t.small(0, 1)
+    if packs == 1 or teller.chance(0.4):
+        packs = teller.small(3, 8)
+        loose = total % packs + packs * teller.small(0, 1)
         if loose < 2 or loose >= total:
             loose += packs
-    per = (total - loose) // packs
-    if per < 2:
-        return sharing(t)
+    per_pack = (total - loose) // packs
+    if per_pack < 2:
+        return sharing(teller)  # with other numbers
     text = [
-        t.say(
+        teller.say(
             "{A} opens {packs} packs of {per} {things}.",
             "{A} has {packs} bags with {per} {things} in each.",
             "There are {packs} boxes of {per} {things} in {A}'s room.",
             "{A} brings {packs} trays of {per} {things}.",
             "{A} bought {packs} packs that hold {per} {things} each.",
             packs=packs,
-            per=per,
+            per=per_pack,
         )
     ]
-    steps: list[Step] = [(packs, "*", per)]
+    steps: list[Step] = [(packs, "*", per_pack)]
     if loose:
-        text.append(t.say("There are {n} more on the table.", n=loose))
-        steps.append((packs * per, "+", loose))
+        text.append(teller.say("There are {n} more on the table.", n=loose))
+        steps.append((packs * per_pack, "+", loose))
     text.append(
-        t.say(
+        teller.say(
             "{She} shares them equally among {n} friends.",
             "All are shared equally by {n} children.",
             "{She} puts the same number on each of {n} plates.",
@@ -350,11 +459,11 @@ def sharing(t: Teller) -> Draft:
         )
     )
     steps.append((total, "/", friends))
-    used = t.small(2, each - 2) if t.rng.random() < 0.6 else 0
+    used = teller.small(2, each - 2) if teller.chance(0.6) else 0
     if used:
         steps.append((each, "-", used))
         text.append(
-            t.say(
+            teller.say(
                 "If {n} of each share are lost, how many {things} are left in one?",
                 "From one share {n} are taken. How many {things} are left in it?",
                 n=used,
@@ -362,19 +471,19 @@ def sharing(t: Teller) -> Draft:
         )
     else:
         text.append(
-            t.say("How many {things} is one share?", "How many are in one share?")
+            teller.say("How many {things} is one share?", "How many are in one share?")
         )
-    return t.draft((packs, per, loose, friends, used), text, steps)
+    return teller.draft((packs, per_pack, loose, friends, used), text, steps)
 
 
-def fraction_of(t: Teller) -> Draft:
+def fraction_of(teller: Teller) -> Draft:
     """A fraction goes; something else happens to the rest."""
-    under = t.rng.choice(list(FRACTIONS))
-    whole = under * t.size(max(3, 20 // under), 100 // under)
+    under = teller.rng.choice(list(FRACTIONS))
+    whole = under * teller.size(max(3, 20 // under), 100 // under)
     part = whole // under
     rest = whole - part
     text = [
-        t.say(
+        teller.say(
             "{A} has {n} {things} and gives {part} of them to {B}.",
             "{A} baked {n} cakes and sold {part} of them.",
             "Of {n} {things} in a shop, {part} are sold to {A}.",
@@ -385,37 +494,43 @@ def fraction_of(t: Teller) -> Draft:
         )
     ]
     steps: list[Step] = [(whole, "/", under), (whole, "-", part)]
-    change = t.rng.choice((0, 1, 1, -1, -1))
-    if change > 0:
-        change = t.size(3, 30)
-        text.append(t.say("Then {n} more come in.", "Later {n} are added.", n=change))
-    elif change < 0:
-        change = -t.small(2, rest - 1)
-        text.append(t.say("Then {n} more go.", "Later {n} are lost.", n=-change))
-    if change:
-        steps += _chain(rest, [change])
+    change = 0
+    direction = teller.rng.choice((0, 1, 1, -1, -1))
+    if direction == 1:
+        change = teller.size(3, 30)
+        text.append(
+            teller.say("Then {n} more come in.", "Later {n} are added.", n=change)
+        )
+        steps.append((rest, "+", change))
+    elif direction == -1:
+        lost = teller.small(2, rest - 1)
+        change = -lost
+        text.append(teller.say("Then {n} more go.", "Later {n} are lost.", n=lost))
+        steps.append((rest, "-", lost))
     text.append(
-        t.say("How many are left?", "How many are there now?", "How many remain?")
+        teller.say("How many are left?", "How many are there now?", "How many remain?")
     )
-    return t.draft((whole, under, change), text, steps)
+    return teller.draft((whole, under, change), text, steps)
 
 
-def groups(t: Teller) -> Draft:
+def groups(teller: Teller) -> Draft:
     """Containers of several kinds, some contents used up."""
-    steps = t.length(3, 8)
+    steps = teller.length(3, 8)
     kinds = (steps + 1) // 2
-    counts = [t.small(2, 9) for _ in range(kinds)]
-    sizes = [t.size(3, 10) for _ in range(kinds)]
-    held = [n * s for n, s in zip(counts, sizes, strict=True)]
-    used = t.small(2, sum(held) - 2) if steps % 2 == 0 else 0
-    boxes = t.rng.sample(("bags", "boxes", "jars", "trays", "crates", "packs"), kinds)
-    named = [
-        f"{n} {box} of {s} {t.slots['things']}"
-        for n, box, s in zip(counts, boxes, sizes, strict=True)
-    ]
-    listed = ", ".join(named[:-1]) + f" and {named[-1]}"
+    counts = [teller.small(2, 9) for _ in range(kinds)]
+    sizes = [teller.size(3, 10) for _ in range(kinds)]
+    total = sum(count * size for count, size in zip(counts, sizes, strict=True))
+    some_go = steps % 2 == 0  # as with the change in `shopping`: it is the last step
+    used = teller.small(2, total - 2) if some_go else 0
+    boxes = teller.rng.sample(
+        ("bags", "boxes", "jars", "trays", "crates", "packs"), kinds
+    )
+    named = []
+    for count, box, size in zip(counts, boxes, sizes, strict=True):
+        named.append(f"{count} {box} of {size} {teller.slots['things']}")
+    listed = _listed(named)
     text = [
-        t.say(
+        teller.say(
             "{A} has {listed}.",
             "On a shelf there are {listed}.",
             "A shop holds {listed}.",
@@ -426,7 +541,7 @@ def groups(t: Teller) -> Draft:
     ]
     if used:
         text.append(
-            t.say(
+            teller.say(
                 "Then {n} are used. How many {things} are left?",
                 "After {n} are given away, how many {things} are left?",
                 n=used,
@@ -434,24 +549,30 @@ def groups(t: Teller) -> Draft:
         )
     else:
         text.append(
-            t.say("How many {things} is that?", "How many {things} are there in all?")
+            teller.say(
+                "How many {things} is that?", "How many {things} are there in all?"
+            )
         )
-    products = [(n, "*", s) for n, s in zip(counts, sizes, strict=True)]
-    orders = []
-    for way in (1, -1):
-        running = _chain(held[::way][0], held[::way][1:])
-        left = [(sum(held), "-", used)] if used else []
-        orders.append([*products[::way], *running, *left])
-    return t.draft((*counts, *sizes, used), text, *orders)
+    end = [(total, "-", used)] if used else []
+    return teller.draft(
+        (*counts, *sizes, used),
+        text,
+        _multiply_and_add_up(counts, sizes) + end,
+        _multiply_and_add_up(counts[::-1], sizes[::-1]) + end,
+    )
 
 
-def together(t: Teller) -> Draft:
+def together(teller: Teller) -> Draft:
     """Two people work side by side for some days."""
-    a, b, days = t.size(3, 15), t.size(3, 15), t.small(2, 6)
+    a = teller.size(3, 15)
+    b = teller.size(3, 15)
+    days = teller.small(2, 6)
     total = (a + b) * days
-    goal = total + t.small(5, 50) if t.rng.random() < 0.5 else 0
+    goal = 0  # not told
+    if teller.chance(0.5):
+        goal = total + teller.small(5, 50)
     text = [
-        t.say(
+        teller.say(
             "{A} reads {a} pages a day and {B} reads {b}.",
             "{A} plants {a} {things} a day, {B} plants {b} a day.",
             "Each day {A} fixes {a} {things} and {B} fixes {b}.",
@@ -463,7 +584,7 @@ def together(t: Teller) -> Draft:
     ]
     if goal:
         text.append(
-            t.say(
+            teller.say(
                 "They want {g}. How many are missing after {n} days?",
                 "They need {g} in all. How many are still to do after {n} days?",
                 g=goal,
@@ -472,14 +593,14 @@ def together(t: Teller) -> Draft:
         )
     else:
         text.append(
-            t.say(
+            teller.say(
                 "How many do they manage together in {n} days?",
                 "How many is that for both in {n} days?",
                 n=days,
             )
         )
     end = [(goal, "-", total)] if goal else []
-    return t.draft(
+    return teller.draft(
         (a, b, days, goal),
         text,
         [(a, "+", b), (a + b, "*", days), *end],
@@ -487,22 +608,24 @@ def together(t: Teller) -> Draft:
     )
 
 
-def unknown_first(t: Teller) -> Draft:
+def unknown_first(teller: Teller) -> Draft:
     """The end is told and the beginning asked."""
-    end, gained, lost = t.size(10, 60), t.small(3, 30), t.size(5, 40)
+    end = teller.size(10, 60)
+    gained = teller.small(3, 30)
+    lost = teller.size(5, 40)
     start = end + lost - gained
     if start < 2:
-        return unknown_first(t)
-    third = t.small(3, 30) if t.rng.random() < 0.5 else 0
+        return unknown_first(teller)  # with other numbers
+    taken = teller.small(3, 30) if teller.chance(0.5) else 0
     text = [
-        t.say(
+        teller.say(
             "{A} had some {things}.",
             "{A} kept {things} in a box.",
             "In the morning {A} had a bag of {things}.",
             "{A} had a pile of {things}.",
             "Last week {A} owned some {things}.",
         ),
-        t.say(
+        teller.say(
             "{She} gave {lost} to {B} and then found {gained}.",
             "{She} lost {lost} and bought {gained}.",
             "{She} sold {lost}, then got {gained} from {B}.",
@@ -510,126 +633,151 @@ def unknown_first(t: Teller) -> Draft:
             gained=gained,
         ),
     ]
-    if third:
-        text.append(t.say("Then {C} took {n}.", "Then {n} more were lost.", n=third))
+    if taken:
+        text.append(
+            teller.say("Then {C} took {n}.", "Then {n} more were lost.", n=taken)
+        )
     text.append(
-        t.say(
+        teller.say(
             "Now {she} has {end}. How many did {she} have at first?",
             "That left {end}. How many {things} were there at first?",
             end=end,
         )
     )
-    extra = [third] if third else []
-    return t.draft(
-        (end, gained, lost, third),
+    # Worked backwards: what was lost comes back, what was found goes.
+    taken_back = [taken] if taken else []
+    return teller.draft(
+        (end, gained, lost, taken),
         text,
-        _chain(end, [*extra, lost, -gained]),
-        _chain(end, [lost, *extra, -gained]),
+        _add_up(end, [*taken_back, lost, -gained]),
+        _add_up(end, [lost, *taken_back, -gained]),
     )
 
 
-def distance(t: Teller) -> Draft:
+def distance(teller: Teller) -> Draft:
     """Speeds and hours, and how far it still is."""
-    v, w, h, g = t.size(3, 12), t.size(3, 12), t.small(2, 6), t.small(2, 6)
-    x, y = v * h, w * g
-    goal = x + y + t.small(5, 50) if t.rng.random() < 0.5 else 0
+    speed = teller.size(3, 12)
+    next_speed = teller.size(3, 12)
+    hours = teller.small(2, 6)
+    next_hours = teller.small(2, 6)
+    way = speed * hours
+    next_way = next_speed * next_hours
+    total = way + next_way
+    goal = 0  # not told
+    if teller.chance(0.5):
+        goal = total + teller.small(5, 50)
     text = [
-        t.say(
+        teller.say(
             "{A} cycles at {v} miles an hour for {h} hours and at {w} for {g} hours.",
             "A boat sails at {v} miles an hour for {h} hours, then {w} for {g} hours.",
             "{A} rides {v} miles an hour for {h} hours and {w} for {g} hours.",
             "A cart makes {v} miles an hour for {h} hours, then {w} for {g} hours.",
             "{A} walks {v} miles an hour for {h} hours, then runs {w} for {g} hours.",
-            v=v,
-            w=w,
-            h=h,
-            g=g,
+            v=speed,
+            h=hours,
+            w=next_speed,
+            g=next_hours,
         )
     ]
     if goal:
         text.append(
-            t.say(
+            teller.say(
                 "The trip is {n} miles. How many miles are left?",
                 "The goal is {n} miles away. How far is it still?",
                 n=goal,
             )
         )
     else:
-        text.append(t.say("How many miles is that?", "How far is that in miles?"))
-    end = [(goal, "-", x + y)] if goal else []
-    return t.draft(
-        (v, h, w, g, goal),
+        text.append(teller.say("How many miles is that?", "How far is that in miles?"))
+    first = (speed, "*", hours)
+    second = (next_speed, "*", next_hours)
+    end = [(goal, "-", total)] if goal else []
+    return teller.draft(
+        (speed, hours, next_speed, next_hours, goal),
         text,
-        [(v, "*", h), (w, "*", g), (x, "+", y), *end],
-        [(w, "*", g), (v, "*", h), (y, "+", x), *end],
+        [first, second, (way, "+", next_way), *end],
+        [second, first, (next_way, "+", way), *end],
     )
 
 
-def ages(t: Teller) -> Draft:
+def ages(teller: Teller) -> Draft:
     """Years older, times as old, years from now."""
-    a, k, d = t.size(3, 15), t.small(2, 5), t.size(2, 20)
-    b = a * k
-    older = t.rng.random() < 0.5 or d > b - 2
-    c = b + d if older else b - d
-    word = "older" if older else "younger"
+    a = teller.size(3, 15)
+    factor = teller.small(2, 5)
+    difference = teller.size(2, 20)
+    b = a * factor
+    if teller.chance(0.5) or difference > b - 2:
+        c = b + difference
+        op = "+"
+        word = "older"
+    else:
+        c = b - difference
+        op = "-"
+        word = "younger"
     text = [
-        t.say(
+        teller.say(
             "{A} is {a} years old. {B} is {k} times as old as {A}.",
             "{A} is {a}. {B} is {k} times that age.",
             "{B} is {k} times as old as {A}, who is {a}.",
             "{A} is only {a}, and {B} is {k} times as old.",
             "{A} turned {a} today. {B} is {k} times as old.",
             a=a,
-            k=k,
+            k=factor,
         ),
-        t.say(
+        teller.say(
             "{C} is {d} years {word} than {B}.",
             "{B}'s friend {C} is {d} years {word}.",
-            d=d,
+            d=difference,
             word=word,
         ),
     ]
-    steps: list[Step] = [(a, "*", k), (b, "+" if older else "-", d)]
-    ahead = t.size(2, 20)
-    kind = t.rng.choice(("now", "later", "sum"))
+    steps: list[Step] = [(a, "*", factor), (b, op, difference)]
+    ahead = teller.size(2, 20)  # drawn for each kind, told for one of them
+    kind = teller.rng.choice(("now", "later", "sum"))
+    numbers = (kind, a, factor, difference, word)
     if kind == "now":
-        text.append(t.say("How old is {C}?", "What is the age of {C}?"))
-        return t.draft((kind, a, k, d, word), text, steps)
+        text.append(teller.say("How old is {C}?", "What is the age of {C}?"))
+        return teller.draft(numbers, text, steps)
     if kind == "later":
-        text.append(t.say("How old will {C} be in {n} years?", n=ahead))
+        text.append(teller.say("How old will {C} be in {n} years?", n=ahead))
         steps.append((c, "+", ahead))
-        return t.draft((kind, a, k, d, word, ahead), text, steps)
+        return teller.draft((*numbers, ahead), text, steps)
     text.append(
-        t.say("How old are the three together?", "What do their three ages add up to?")
+        teller.say(
+            "How old are the three together?", "What do their three ages add up to?"
+        )
     )
-    return t.draft(
-        (kind, a, k, d, word),
+    return teller.draft(
+        numbers,
         text,
         [*steps, (a, "+", b), (a + b, "+", c)],
         [*steps, (b, "+", c), (a, "+", b + c)],
     )
 
 
-def leftovers(t: Teller) -> Draft:
+def leftovers(teller: Teller) -> Draft:
     """People take some each; what is left over?"""
-    packs, per, people = t.small(3, 9), t.size(4, 12), t.small(3, 9)
-    total = packs * per
+    packs = teller.small(3, 9)
+    per_pack = teller.size(4, 12)
+    people = teller.small(3, 9)
+    total = packs * per_pack
     most = (total - 1) // people
     if most < 2:
-        return leftovers(t)
-    each = t.small(2, min(most, 12))
-    saved = t.small(2, 30) if t.rng.random() < 0.5 else 0
+        return leftovers(teller)  # with other numbers
+    each = teller.small(2, min(most, 12))
+    taken = people * each
+    brought = teller.small(2, 30) if teller.chance(0.5) else 0
     text = [
-        t.say(
+        teller.say(
             "{A} brings {packs} packs of {per} {things} to a party.",
             "For a party there are {packs} boxes of {per} {things}.",
             "{A} puts out {packs} plates with {per} {things} each.",
             "A class gets {packs} bags of {per} {things}.",
             "At camp {A} opens {packs} crates of {per} {things}.",
             packs=packs,
-            per=per,
+            per=per_pack,
         ),
-        t.say(
+        teller.say(
             "The {n} guests take {each} each.",
             "Each of the {n} children takes {each}.",
             "There, {n} people get {each} each.",
@@ -637,38 +785,47 @@ def leftovers(t: Teller) -> Draft:
             each=each,
         ),
     ]
-    taken = people * each
-    steps: list[Step] = [(packs, "*", per), (people, "*", each), (total, "-", taken)]
-    swapped = [steps[1], steps[0], steps[2]]
-    if saved:
-        text.append(t.say("{B} brings {n} more.", "Then {n} more arrive.", n=saved))
-        steps.append((total - taken, "+", saved))
-        swapped.append((total - taken, "+", saved))
+    opened = (packs, "*", per_pack)
+    handed_out = (people, "*", each)
+    end: list[Step] = [(total, "-", taken)]
+    if brought:
+        text.append(
+            teller.say("{B} brings {n} more.", "Then {n} more arrive.", n=brought)
+        )
+        end.append((total - taken, "+", brought))
     text.append(
-        t.say("How many {things} are left?", "How many {things} are there now?")
+        teller.say("How many {things} are left?", "How many {things} are there now?")
     )
-    return t.draft((packs, per, people, each, saved), text, steps, swapped)
+    return teller.draft(
+        (packs, per_pack, people, each, brought),
+        text,
+        [opened, handed_out, *end],
+        [handed_out, opened, *end],
+    )
 
 
 # --- three that it never sees -------------------------------------------------------
 
 
-def savings(t: Teller) -> Draft:
+def savings(teller: Teller) -> Draft:
     """Saving week by week for something dear."""
-    had, week, weeks = t.size(10, 60), t.size(4, 25), t.small(3, 9)
-    saved = had + week * weeks
-    price = saved + t.small(5, 90)
+    had = teller.size(10, 60)
+    weekly = teller.size(4, 25)
+    weeks = teller.small(3, 9)
+    added = weekly * weeks
+    saved = had + added
+    price = saved + teller.small(5, 90)
     text = [
-        t.say(
-            "{A} has ${had} and saves ${week} a week.",
-            "{A} saves ${week} each week and already has ${had}.",
-            "There is ${had} in {A}'s purse, and ${week} comes in every week.",
-            "With ${had} to begin with, {A} puts ${week} aside each week.",
-            "{A} starts with ${had}. Every week {she} earns ${week}.",
+        teller.say(
+            "{A} has ${had} and saves ${weekly} a week.",
+            "{A} saves ${weekly} each week and already has ${had}.",
+            "There is ${had} in {A}'s purse, and ${weekly} comes in every week.",
+            "With ${had} to begin with, {A} puts ${weekly} aside each week.",
+            "{A} starts with ${had}. Every week {she} earns ${weekly}.",
             had=had,
-            week=week,
+            weekly=weekly,
         ),
-        t.say(
+        teller.say(
             "A bike costs ${price}. How much is missing after {n} weeks?",
             "After {n} weeks, how many dollars short is {she} of ${price}?",
             "How many dollars does {she} still need for a ${price} tent in {n} weeks?",
@@ -676,15 +833,17 @@ def savings(t: Teller) -> Draft:
             n=weeks,
         ),
     ]
-    steps = [(week, "*", weeks), (had, "+", week * weeks), (price, "-", saved)]
-    return t.draft((had, week, weeks, price), text, steps)
+    steps = [(weekly, "*", weeks), (had, "+", added), (price, "-", saved)]
+    return teller.draft((had, weekly, weeks, price), text, steps)
 
 
-def perimeter(t: Teller) -> Draft:
+def perimeter(teller: Teller) -> Draft:
     """A fence round a garden, and its price."""
-    long, wide, cost = t.size(8, 30), t.size(4, 20), t.small(2, 5)
+    long = teller.size(8, 30)
+    wide = teller.size(4, 20)
+    cost = teller.small(2, 5)
     text = [
-        t.say(
+        teller.say(
             "A garden is {a} feet long and {b} feet wide.",
             "{A}'s field measures {a} feet by {b} feet.",
             "{A} has a yard of {a} by {b} feet.",
@@ -693,7 +852,7 @@ def perimeter(t: Teller) -> Draft:
             a=long,
             b=wide,
         ),
-        t.say(
+        teller.say(
             "A fence around it costs ${n} a foot. How many dollars is that?",
             "What does a rope all around it cost at ${n} a foot?",
             n=cost,
@@ -701,45 +860,56 @@ def perimeter(t: Teller) -> Draft:
     ]
     half = long + wide
     steps = [(long, "+", wide), (half, "*", 2), (half * 2, "*", cost)]
-    return t.draft((long, wide, cost), text, steps)
+    return teller.draft((long, wide, cost), text, steps)
 
 
-def recipe(t: Teller) -> Draft:
+def recipe(teller: Teller) -> Draft:
     """A recipe for few, cooked for many."""
-    base, factor, cups = t.small(2, 6), t.small(2, 6), t.size(2, 12)
-    guests = base * factor
-    had = t.small(2, cups * factor - 1)
+    eaters = teller.small(2, 6)
+    factor = teller.small(2, 6)
+    cups = teller.size(2, 12)
+    guests = eaters * factor
+    needed = cups * factor
+    had = teller.small(2, needed - 1)
     text = [
-        t.say(
+        teller.say(
             "{A}'s soup for {n} people takes {cups} cups of rice.",
             "{A}'s recipe feeds {n} and needs {cups} cups of flour.",
             "To feed {n} people {A} uses {cups} cups of beans.",
             "With {cups} cups of oats {A} can serve {n} people.",
             "In {A}'s kitchen {n} people eat {cups} cups of pasta.",
-            n=base,
+            n=eaters,
             cups=cups,
         ),
-        t.say(
+        teller.say(
             "{She} cooks for {g} and has {had} cups. How many cups are missing?",
             "For {g} people, how many cups must {she} add to the {had} at home?",
             g=guests,
             had=had,
         ),
     ]
-    steps = [(guests, "/", base), (cups, "*", factor), (cups * factor, "-", had)]
-    return t.draft((base, factor, cups, had), text, steps)
+    steps = [(guests, "/", eaters), (cups, "*", factor), (needed, "-", had)]
+    return teller.draft((eaters, factor, cups, had), text, steps)
 
 
 # --- a second skill -----------------------------------------------------------------
 
 
-def _skill(t: Teller, numbers: list[int], question: str, gold: object) -> Draft:
-    return Draft(t.family, tuple(numbers), question, (), str(gold))
+def _skill(teller: Teller, numbers: list[int], question: str, gold: object) -> Draft:
+    """A problem without calculations, whose answer is a text."""
+    return Draft(
+        family=teller.family,
+        numbers=tuple(numbers),
+        question=question,
+        orders=(),
+        gold=str(gold),
+    )
 
 
-def sort_numbers(t: Teller) -> Draft:
-    numbers = t.rng.sample(range(2, 100), t.small(3, 5))
-    question = t.say(
+def sort_numbers(teller: Teller) -> Draft:
+    """Three to five numbers, smallest first."""
+    numbers = teller.rng.sample(range(2, 100), teller.small(3, 5))
+    question = teller.say(
         "Sort these numbers, smallest first: {n}.",
         "Put {n} in order from small to large.",
         "Order these from the smallest to the largest: {n}.",
@@ -747,13 +917,16 @@ def sort_numbers(t: Teller) -> Draft:
         "Arrange {n} so that each is larger than the one before.",
         n=", ".join(map(str, numbers)),
     )
-    return _skill(t, numbers, question, ", ".join(map(str, sorted(numbers))))
+    in_order = ", ".join(map(str, sorted(numbers)))
+    return _skill(teller, numbers, question, in_order)
 
 
-def continue_sequence(t: Teller) -> Draft:
-    start, step = t.small(1, 99), t.small(2, 20)
+def continue_sequence(teller: Teller) -> Draft:
+    """Four numbers at equal distances are shown; the next two are asked."""
+    start = teller.small(1, 99)
+    step = teller.small(2, 20)
     shown = ", ".join(str(start + step * i) for i in range(4))
-    question = t.say(
+    question = teller.say(
         "Continue the sequence: {n}, ...",
         "Which two numbers come next? {n}, ...",
         "Give the next two numbers of {n}.",
@@ -761,12 +934,14 @@ def continue_sequence(t: Teller) -> Draft:
         "Count on by the same step, twice: {n}.",
         n=shown,
     )
-    return _skill(t, [start, step], question, f"{start + step * 4}, {start + step * 5}")
+    next_two = f"{start + step * 4}, {start + step * 5}"
+    return _skill(teller, [start, step], question, next_two)
 
 
-def say_larger(t: Teller) -> Draft:
-    a, b = t.rng.sample(range(10, 1000), 2)
-    question = t.say(
+def say_larger(teller: Teller) -> Draft:
+    """The larger of two numbers."""
+    a, b = teller.rng.sample(range(10, 1000), 2)
+    question = teller.say(
         "Which is larger, {a} or {b}?",
         "Say the larger of {a} and {b}.",
         "Of {a} and {b}, which number is larger?",
@@ -775,7 +950,7 @@ def say_larger(t: Teller) -> Draft:
         a=a,
         b=b,
     )
-    return _skill(t, [a, b], question, max(a, b))
+    return _skill(teller, [a, b], question, max(a, b))
 
 
 FAMILIES = {  # tell, weight, steps, terse, careless, showy

@@ -34,6 +34,7 @@ from minialign import (
     checkpoint,
     checks,
     evaluation,
+    families,
     model,
     plotting,
     problems,
@@ -555,6 +556,8 @@ refuse(sampling.rescore, rescoring, parts={"a row missing": [torch.tensor([1])]}
 
 # REFUSED: problems
 
+refuse(families.calculate, {"a": 2, "op": "-", "b": 2}, names="step", b={"below 0": 3})
+refuse(families.calculate, {"a": 2, "op": "/", "b": 2}, names="step", a={"half": 3})
 for function in (problems.make_problem, problems.demonstration):
     call = {"seed": 0, "split": "train", "index": 0}
     refuse(function, call, split=("nowhere",), index=(-1,))
