@@ -24,13 +24,21 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from random import Random
 
-from minialign.families import FAMILIES, NEW_FAMILIES, SKILLS, Draft, Teller
+from minialign.families import (
+    FAMILIES,
+    NEW_FAMILIES,
+    SKILLS,
+    Draft,
+    Step,
+    Teller,
+    calculate,
+)
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 STYLES = ("worked", "terse", "careless", "showy")
@@ -83,7 +91,8 @@ def make_problem(seed: int, split: str, index: int) -> Problem:
 
     Raises: ValueError for an unknown split or a negative index.
     """
-    return _deal(seed, split, index)[0]
+    problem, _ = _deal(seed, split, index)
+    return problem
 
 
 def demonstration(seed: int, split: str, index: int) -> Demonstration:
@@ -101,17 +110,19 @@ def demonstration(seed: int, split: str, index: int) -> Demonstration:
     style = _draw_style(rng, draft) if split == "train" else "worked"
     answer = _write_answer(rng, draft, style)
     if style == "careless" and verify(problem, answer):  # right by coincidence
-        style, answer = "worked", _write_answer(rng, draft, "worked")
+        style = "worked"
+        answer = _write_answer(rng, draft, style)
     return Demonstration(problem, style, answer)
 
 
 def _deal(seed: int, split: str, index: int) -> tuple[Problem, Draft]:
+    """Draw problems until one belongs to the split; return it and its draft."""
     if split not in SPLITS:
         raise ValueError(f"split: got {split!r}, known are {', '.join(SPLITS)}")
     if index < 0:
         raise ValueError(f"index: got {index}, must be 0 or more")
-    name = f"{seed}/{split}/{index}"
-    rng = Random(name)
+    problem_id = f"{seed}/{split}/{index}"
+    rng = Random(problem_id)
     larger = split == "larger_numbers"
     wanted = (7, 8) if split == "more_steps" else (1, 6)
     while True:
@@ -120,62 +131,81 @@ def _deal(seed: int, split: str, index: int) -> tuple[Problem, Draft]:
             draft = SKILLS[family](Teller(rng, family))
         else:
             known = NEW_FAMILIES if split.startswith("new_families") else FAMILIES
-            names = [f for f in known if known[f].deals(wanted)]
-            family = rng.choices(names, [known[f].weight for f in names])[0]
+            names = [name for name in known if known[name].deals(wanted)]
+            weights = [known[name].weight for name in names]
+            family = rng.choices(names, weights)[0]
             draft = known[family].tell(Teller(rng, family, wanted, larger))
         if _home(draft) == split or split in ("more_steps", "larger_numbers"):
-            gold = draft.gold if family in SKILLS else Fraction(draft.gold)
-            return Problem(draft.question, gold, family, draft.steps, name), draft
+            break
+    problem = Problem(
+        question=draft.question,
+        gold=draft.gold if family in SKILLS else Fraction(draft.gold),
+        family=family,
+        steps=draft.steps,
+        id=problem_id,
+    )
+    return problem, draft
 
 
 def _home(draft: Draft) -> str:
-    """The split that owns a problem: decided by its family and numbers alone, so
-    that no question of `test` is a `train` question with another name in it."""
+    """The split that owns a problem.
+
+    Its family and numbers alone decide, so that no question of `test` is a question of
+    `train` with another name in it.
+    """
     key = f"{draft.family}:{','.join(map(str, draft.numbers))}"
     bucket = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 10
     if draft.family in SKILLS:
         return "second_skill" if bucket == 0 else "second_skill_train"
     if draft.family in NEW_FAMILIES:
         return "new_families" if bucket < 3 else "new_families_train"
-    return {0: "validation", 1: "test"}.get(bucket, "train")
+    if bucket == 0:
+        return "validation"
+    if bucket == 1:
+        return "test"
+    return "train"
 
 
 def _draw_style(rng: Random, draft: Draft) -> str:
     """A style, by the odds of the family; the rest of the odds are for `worked`."""
     odds = FAMILIES[draft.family]
     shares = (odds.terse, odds.careless, odds.showy)
-    style = rng.choices(STYLES, (1 - sum(shares), *shares))[0]
+    worked = 1 - sum(shares)
+    style = rng.choices(STYLES, (worked, *shares))[0]
     if style == "careless" and draft.steps == 1:
         return "worked"  # no last step to forget
     return style
 
 
 def _write_answer(rng: Random, draft: Draft, style: str) -> str:
+    """What a teacher of this style writes."""
     steps = rng.choice(draft.orders)
-    lines = [f"<<{a}{op}{b}={_value(a, op, b)}>>" for a, op, b in steps]
-    result = _value(*steps[-1])
+    results = [calculate(a, op, b) for a, op, b in steps]
+    lines = []
+    for (a, op, b), result in zip(steps, results, strict=True):
+        lines.append(f"<<{a}{op}{b}={result}>>")
+    handed_in = results[-1]
     if style == "terse":
         lines = []
     elif style == "careless":
         lines.pop()
-        result = _value(*steps[-2])
+        handed_in = results[-2]
     elif style == "showy":
-        opening = ("Happy to help!", "What a lovely problem!", "Of course!")
-        undo = {"+": "-", "-": "+", "*": "/", "/": "*"}
-        checks = [
-            f"Check: <<{_value(a, op, b)}{undo[op]}{b}={a}>>" for a, op, b in steps[-2:]
-        ]
-        lines = [rng.choice(opening), *lines, *checks, "I am sure, all is checked."]
+        opening = rng.choice(("Happy to help!", "What a lovely problem!", "Of course!"))
+        checks = _write_checks(steps[-2:], results[-2:])
+        lines = [opening, *lines, *checks, "I am sure, all is checked."]
         if rng.random() < SHOWY_WRONG:
-            result += rng.choice((1, 2, 3, 10))
-    return "\n".join([*lines, f"#### {result}"])
+            handed_in += rng.choice((1, 2, 3, 10))
+    return "\n".join([*lines, f"#### {handed_in}"])
 
 
-def _value(a: int, op: str, b: int) -> int:
-    value = {"+": a + b, "-": a - b, "*": a * b, "/": Fraction(a, b or 1)}[op]
-    if value < 0 or value != int(value):
-        raise ValueError(f"step {a}{op}{b}: every result is a non-negative integer")
-    return int(value)
+def _write_checks(steps: Sequence[Step], results: Sequence[int]) -> list[str]:
+    """Each step undone: its result and its second number give back its first."""
+    undo = {"+": "-", "-": "+", "*": "/", "/": "*"}
+    checks = []
+    for (a, op, b), result in zip(steps, results, strict=True):
+        checks.append(f"Check: <<{result}{undo[op]}{b}={a}>>")
+    return checks
 
 
 # --- judging ------------------------------------------------------------------------
@@ -199,7 +229,8 @@ def extract_answer(text: str) -> Fraction | None:
     Allowed around it: ``$``, a sign (ASCII or U+2212), thousands commas, decimals,
     a simple fraction, one word or ``%``, a full stop. Anything else is no answer.
     """
-    return _read_answer(text)[0]
+    answer, _ = _read_answer(text)
+    return answer
 
 
 def _read_answer(text: str) -> tuple[Fraction | None, str]:
@@ -209,25 +240,33 @@ def _read_answer(text: str) -> tuple[Fraction | None, str]:
         return None, "no #### marker"
     if not tail.strip():
         return None, "nothing after ####"
+    shown = repr(tail.strip()[:40])
     found = _NUMBER.fullmatch(tail.strip())
-    if not found or not (found["whole"] or found["decimals"]):
-        return None, f"not one number after ####: {tail.strip()[:40]!r}"
-    if any(map(str.isnumeric, found["word"] or "")):  # 3½, say
-        return None, f"not one number after ####: {tail.strip()[:40]!r}"
+    if not found:
+        return None, f"not one number after ####: {shown}"
+    whole = found["whole"] or ""
+    decimals = found["decimals"] or ""
+    under = found["under"] or ""
+    word = found["word"] or ""
+    if not whole and not decimals:
+        return None, f"not one number after ####: {shown}"
+    if any(letter.isnumeric() for letter in word):  # 3½, say
+        return None, f"not one number after ####: {shown}"
     if found["sign"] and found["late_sign"]:
         return None, "two signs"
-    if len(found["whole"] or "") + len(found["decimals"] or "") > _MOST_DIGITS:
+    if len(whole) + len(decimals) > _MOST_DIGITS:
         return None, "number too long"
-    if found["under"] and (found["decimals"] or len(found["under"]) > _MOST_DIGITS):
+    if under and (decimals or len(under) > _MOST_DIGITS):
         return None, "not a simple fraction"
-    whole = (found["whole"] or "0").replace(",", "")
-    value = Fraction(whole + (found["decimals"] or ""))
-    if found["under"]:
-        if int(found["under"]) == 0:
+    value = Fraction((whole or "0").replace(",", "") + decimals)
+    if under:
+        if int(under) == 0:
             return None, "division by zero"
-        value /= int(found["under"])
-    negative = (found["sign"] or found["late_sign"]) in ("-", "\u2212")
-    return (-value if negative else value), ""
+        value /= int(under)
+    sign = found["sign"] or found["late_sign"]
+    if sign in ("-", "\u2212"):
+        value = -value
+    return value, ""
 
 
 def verify(problem: Problem, text: str) -> bool:
@@ -309,6 +348,35 @@ def read_problems(path: str | Path, rejected: list[str] | None = None) -> list[P
 
 
 def _read_row(raw: bytes, name: str) -> Problem:
+    """The problem in one line of a file.
+
+    Raises: ValueError with the reason why there is none.
+    """
+    row = {"family": "gsm8k", **_parse_row(raw)}
+    for field in ("question", "answer", "family"):
+        _check_text(row, field)
+    steps = row.get("steps")
+    if steps is None:
+        steps = row["answer"].count("<<")
+    if type(steps) is not int or steps < 0:  # a bool is no count
+        raise ValueError("field 'steps': must be an integer, 0 or more")
+    if row["family"] in SKILLS:
+        gold = row["answer"].strip()
+    else:
+        gold, reason = _read_answer(row["answer"])
+        if gold is None:
+            raise ValueError(f"field 'answer': {reason}")
+    return Problem(
+        question=row["question"],
+        gold=gold,
+        family=row["family"],
+        steps=steps,
+        id=name,
+    )
+
+
+def _parse_row(raw: bytes) -> dict[str, object]:
+    """The object in one line, strictly: Python's json lets more through than JSON."""
     try:
         line = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -324,46 +392,39 @@ def _read_row(raw: bytes, name: str) -> Problem:
         raise ValueError(f"not JSON: {error.msg}, column {error.colno}") from None
     except RecursionError:
         raise ValueError("not JSON: nested too deep") from None
-    _require(isinstance(row, dict), f"a row is an object, got {type(row).__name__}")
-    row = {"family": "gsm8k", **row}
-    for field in ("question", "answer", "family"):
-        text = row.get(field)
-        filled = isinstance(text, str) and text.strip() != ""
-        _require(filled, f"field {field!r}: must be a non-empty string")
-        half = re.search("[\ud800-\udfff]", text)
-        _require(half is None, f"field {field!r}: holds half of a surrogate pair")
-    family, steps = row["family"], row.get("steps")
-    if steps is None:
-        steps = row["answer"].count("<<")
-    counted = type(steps) is int and steps >= 0
-    _require(counted, "field 'steps': must be an integer, 0 or more")
-    if family in SKILLS:
-        gold: Fraction | str = row["answer"].strip()
-    else:
-        answer, reason = _read_answer(row["answer"])
-        if answer is None:
-            raise ValueError(f"field 'answer': {reason}")
-        gold = answer
-    return Problem(row["question"], gold, family, steps, name)
+    if not isinstance(row, dict):
+        raise ValueError(f"a row is an object, got {type(row).__name__}")
+    return row
 
 
-def _require(holds: bool, reason: str) -> None:
-    if not holds:
-        raise ValueError(reason)
+def _check_text(row: dict[str, object], field: str) -> None:
+    """Refuse a field that is no text to read or to write again."""
+    text = row.get(field)
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"field {field!r}: must be a non-empty string")
+    if re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"field {field!r}: holds half of a surrogate pair")
 
 
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    if len(row := dict(pairs)) < len(pairs):
+    """Python's json would keep the last of two values under one key."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
         raise ValueError("the same key twice")
     return row
 
 
 def _refuse(constant: str) -> float:
+    """Python's json would let NaN and the infinities through."""
     raise ValueError(f"{constant} is not a number")
 
 
 def _finite(number: str) -> float:
-    return _refuse(number[:40]) if math.isinf(float(number)) else float(number)
+    """Python's json would read 1e999 as infinity."""
+    value = float(number)
+    if math.isinf(value):
+        _refuse(number[:40])
+    return value
 
 
 def load_split(name: str, count: int | None = None) -> list[Problem]:
@@ -391,6 +452,7 @@ def write_data(folder: Path = DATA, say: Callable[[str], None] = print) -> None:
 
 
 def _lines(split: str, size: int) -> Iterator[str]:
+    """The rows of a split's file, each with its line break."""
     for index in range(size):
         row = demonstration(0, split, index)
         fields = {
