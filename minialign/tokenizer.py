@@ -20,7 +20,7 @@ import hashlib
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,8 +36,8 @@ VOCABULARY = Path(__file__).resolve().parent.parent / "data" / "vocabulary.txt"
 def train_bpe(texts: Iterable[str], vocab_size: int) -> list[bytes]:
     """Learn merges: the bytes of every token in rank order, 256 bytes first.
 
-    Each round merges argmax over pairs of (count, pair): ties go to the larger ids, so
-    the order of the texts does not matter.
+    Each round merges the most frequent pair of neighbours. Of two that are as frequent
+    it takes the one with the larger ids, so the order of the texts does not matter.
 
     Shapes: vocab_size - 4 tokens come back; the four specials take the rest.
     Raises: ValueError when vocab_size < 260, when a text is not valid Unicode or when
@@ -69,14 +69,15 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> list[bytes]:
 
 def _merge(word: list[int], pair: tuple[int, int], new: int) -> list[int]:
     """Replace each occurrence of the pair, from the left, by the new id."""
-    merged, i = [], 0
-    while i < len(word):
-        if tuple(word[i : i + 2]) == pair:
+    merged = []
+    position = 0
+    while position < len(word):
+        if tuple(word[position : position + 2]) == pair:
             merged.append(new)
-            i += 2
+            position += 2
         else:
-            merged.append(word[i])
-            i += 1
+            merged.append(word[position])
+            position += 1
     return merged
 
 
@@ -95,10 +96,14 @@ class Tokenizer:
         tokens = list(tokens)
         fault = _first_fault(tokens)
         if fault:
-            raise ValueError(f"Tokenizer: token {fault[0]}: {fault[1]}")
+            rank, reason = fault
+            raise ValueError(f"Tokenizer: token {rank}: {reason}")
         ranks = {token: rank for rank, token in enumerate(tokens)}
         specials = {name: len(tokens) + i for i, name in enumerate(SPECIALS)}
-        self.pad_id, self.bos_id, self.eos_id, self.answer_id = specials.values()
+        self.pad_id = specials["<|pad|>"]
+        self.bos_id = specials["<|bos|>"]
+        self.eos_id = specials["<|eos|>"]
+        self.answer_id = specials["<|answer|>"]
         self.n_vocab = len(tokens) + len(SPECIALS)
         self._n_text = len(tokens)
         self._bytes = tokens + [name.encode() for name in SPECIALS]
@@ -115,7 +120,7 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of ordinary text; the name of a special in it is ordinary text too.
 
-        encode(a) + encode(b) is not encode(a + b): encode prompt and response apart.
+        Encode prompt and response apart: encode(a + b) is not encode(a) + encode(b).
 
         Raises: TypeError when text is no string; ValueError at a lone surrogate, which
             tiktoken would silently replace.
@@ -171,58 +176,48 @@ class Tokenizer:
         Raises: ValueError naming the file, the line and the reason when any of it is
             not as written; OSError when there is nothing to read.
         """
-
-        def refuse(line: int, reason: str) -> ValueError:
-            return ValueError(f"{path}, line {line}: {reason}")
-
-        data = Path(path).read_bytes().replace(b"\r\n", b"\n")
-        if not data.isascii():
-            first = next(i for i, value in enumerate(data) if value > 127)
-            line = data.count(b"\n", 0, first) + 1
-            raise refuse(line, f"byte {data[first]:#04x} is not ASCII")
-        lines = data.decode("ascii").split("\n")
-        n_text, sha256 = _read_header(lines[0], lambda reason: refuse(1, reason))
+        lines = _read_lines(path)
+        header = lines[0]
+        n_text, sha256 = _read_header(path, header)
         if lines[-1] != "":
-            raise refuse(len(lines), "the last line does not end: cut short?")
+            reason = "the last line does not end: cut short?"
+            raise _refusal(path, len(lines), reason)
         body = lines[1:-1]
         if len(body) != n_text:
             reason = f"the file ends after {len(body)} tokens of text, not {n_text}"
-            raise refuse(len(lines) - 1, reason)
-        tokens = []
-        for rank, line in enumerate(body):
-            try:
-                token = base64.b64decode(line.split(" ")[0], validate=True)
-            except ValueError as error:
-                raise refuse(rank + 2, f"not base64: {error}") from None
-            if line != _line(token, rank):
-                raise refuse(rank + 2, f"got {line!r}, not base64, a space and {rank}")
-            tokens.append(token)
+            raise _refusal(path, len(lines) - 1, reason)
+        tokens = [_read_token(path, line, rank) for rank, line in enumerate(body)]
         fault = _first_fault(tokens)
         if fault:
-            raise refuse(fault[0] + 2, fault[1])
+            rank, reason = fault
+            raise _refusal(path, rank + 2, reason)  # the header is line 1
         tokenizer = cls(tokens)
-        if tokenizer._header() != lines[0]:
-            raise refuse(
-                1,
+        if tokenizer._header() != header:
+            reason = (
                 f"the header says sha256 {sha256}, this content has "
-                f"{tokenizer.fingerprint}: damaged, or made for another split pattern",
+                f"{tokenizer.fingerprint}: damaged, or made for another split pattern"
             )
+            raise _refusal(path, 1, reason)
         return tokenizer
 
     def _lines(self) -> list[str]:
+        """One line for each token of text, in rank order."""
         tokens = self._bytes[: self._n_text]
         return [_line(token, rank) for rank, token in enumerate(tokens)]
 
     def _header(self) -> str:
+        """The first line of a vocabulary file: how many tokens, and their sha256."""
         return (
             f"minialign-vocabulary version=1 tokens={self.n_vocab} "
             f"specials={','.join(SPECIALS)} sha256={self.fingerprint}"
         )
 
     def _text(self, ids: list[int]) -> str:
+        """The bytes of these ids, read as UTF-8."""
         return b"".join(self._bytes[i] for i in ids).decode("utf-8", errors="replace")
 
     def _checked_ids(self, where: str, ids: Iterable[int]) -> list[int]:
+        """The ids as ints, each in the vocabulary; `where` is named in a refusal."""
         if hasattr(ids, "tolist"):  # of torch or numpy, where a bool has an index
             ids = ids.tolist()
         checked = []
@@ -263,23 +258,56 @@ def _first_fault(tokens: list[bytes]) -> tuple[int, str] | None:
 
 
 def _line(token: bytes, rank: int) -> str:
+    """What stands in a vocabulary file for a token."""
     return f"{base64.b64encode(token).decode('ascii')} {rank}"
 
 
-def _read_header(header: str, refuse: Callable[[str], ValueError]) -> tuple[int, str]:
+def _refusal(path: str | Path, line: int, reason: str) -> ValueError:
+    return ValueError(f"{path}, line {line}: {reason}")
+
+
+def _read_lines(path: str | Path) -> list[str]:
+    """The lines of an ASCII file; the last one is empty where the file is whole."""
+    data = Path(path).read_bytes().replace(b"\r\n", b"\n")
+    if not data.isascii():
+        first = next(i for i, value in enumerate(data) if value > 127)
+        line = data.count(b"\n", 0, first) + 1
+        raise _refusal(path, line, f"byte {data[first]:#04x} is not ASCII")
+    return data.decode("ascii").split("\n")
+
+
+def _read_header(path: str | Path, header: str) -> tuple[int, str]:
     """The number of tokens without the specials, and the sha256."""
     if not header.startswith("minialign-vocabulary "):
-        raise refuse("this is not a minialign vocabulary file")
-    fields = dict(item.partition("=")[::2] for item in header.split(" ")[1:])
-    if fields.get("version") != "1":
-        raise refuse(f"version {fields.get('version')}; this code reads version 1")
-    if fields.get("specials") != ",".join(SPECIALS):
-        raise refuse(
-            f"specials {fields.get('specials')}; this code has {','.join(SPECIALS)}"
+        raise _refusal(path, 1, "this is not a minialign vocabulary file")
+    fields = {}
+    for item in header.split(" ")[1:]:
+        name, _, value = item.partition("=")
+        fields[name] = value
+    version = fields.get("version")
+    if version != "1":
+        raise _refusal(path, 1, f"version {version}; this code reads version 1")
+    specials = fields.get("specials")
+    if specials != ",".join(SPECIALS):
+        raise _refusal(
+            path, 1, f"specials {specials}; this code has {','.join(SPECIALS)}"
         )
-    if not re.fullmatch(r"[0-9]{1,9}", fields.get("tokens", "")):
-        raise refuse(f"tokens={fields.get('tokens')} is not a count")
-    return int(fields["tokens"]) - len(SPECIALS), fields.get("sha256", "(none)")
+    n_vocab = fields.get("tokens")
+    if not re.fullmatch(r"[0-9]{1,9}", n_vocab or ""):
+        raise _refusal(path, 1, f"tokens={n_vocab} is not a count")
+    return int(n_vocab) - len(SPECIALS), fields.get("sha256", "(none)")
+
+
+def _read_token(path: str | Path, line: str, rank: int) -> bytes:
+    """The token in a line; the header is line 1, so rank 0 stands in line 2."""
+    try:
+        token = base64.b64decode(line.split(" ")[0], validate=True)
+    except ValueError as error:
+        raise _refusal(path, rank + 2, f"not base64: {error}") from None
+    if line != _line(token, rank):
+        reason = f"got {line!r}, not base64, a space and {rank}"
+        raise _refusal(path, rank + 2, reason)
+    return token
 
 
 def _check_vocab_size(vocab_size: int) -> None:
