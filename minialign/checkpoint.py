@@ -28,7 +28,8 @@ from minialign.tokenizer import Tokenizer
 VERSION = 1
 HEADER = "minialign-checkpoint version={} sha256={} bytes={}\n"
 HEADER_LINE = re.compile(
-    r"minialign-checkpoint version=(\d{1,9}) sha256=([0-9a-f]{64}) bytes=(\d{1,18})"
+    r"minialign-checkpoint version=(?P<version>\d{1,9}) "
+    r"sha256=(?P<sha256>[0-9a-f]{64}) bytes=(?P<bytes>\d{1,18})"
 )
 PLAIN = (torch.Tensor, str, int, float, bool, type(None))
 
@@ -90,9 +91,8 @@ def load(path: str | Path) -> dict:
     """
     path = Path(path)
     try:
-        state = torch.load(
-            io.BytesIO(_read_payload(path)), map_location="cpu", weights_only=True
-        )
+        payload = _read_payload(path)
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise CheckpointError(f"it holds a {type(state).__name__}, not a dict")
     except Exception as error:
@@ -142,10 +142,11 @@ def load_model(
         return CheckpointError(f"cannot load {path}: {reason}")
 
     state = load(path)
-    if set(state) != {"config", "vocabulary", "weights", "extra"} or not (
-        isinstance(state["config"], dict) and isinstance(state["weights"], dict)
-    ):
-        raise refuse(f"not a model; it holds {', '.join(map(str, state))}")
+    no_model = f"not a model; it holds {', '.join(map(str, state))}"
+    if set(state) != {"config", "vocabulary", "weights", "extra"}:
+        raise refuse(no_model)
+    if not isinstance(state["config"], dict) or not isinstance(state["weights"], dict):
+        raise refuse(no_model)
     if state["vocabulary"] != tokenizer.fingerprint:
         raise refuse(
             f"made with the vocabulary {str(state['vocabulary'])[:12]}..., the "
@@ -161,19 +162,27 @@ def load_model(
     except Exception as error:  # absurd sizes end in torch, each in its own way
         reason = (str(error) or repr(error)).splitlines()[0]
         raise refuse(f"its config is refused: {reason}") from error
-    weights, expected = state["weights"], model.state_dict()
+    misfit = _first_misfit(state["weights"], model.state_dict())
+    if misfit:
+        raise refuse(misfit)
+    model.load_state_dict(state["weights"])
+    return model.to(device), state["extra"]
+
+
+def _first_misfit(weights: dict, expected: dict[str, torch.Tensor]) -> str | None:
+    """Why these weights are not those of a model that has the expected ones."""
     for name in [*expected, *weights]:
         if name not in weights:
-            raise refuse(f"the weight {name} is missing")
+            return f"the weight {name} is missing"
         if name not in expected:
-            raise refuse(f"the model has no weight {name}")
-        got, want = _shape(weights[name]), _shape(expected[name])
-        if got != want:
-            raise refuse(f"{name} is {got}, the model's is {want}")
+            return f"the model has no weight {name}"
+        saved_shape = _shape(weights[name])
+        model_shape = _shape(expected[name])
+        if saved_shape != model_shape:
+            return f"{name} is {saved_shape}, the model's is {model_shape}"
         if not weights[name].isfinite().all():
-            raise refuse(f"{name} is not finite")
-    model.load_state_dict(weights)
-    return model.to(device), state["extra"]
+            return f"{name} is not finite"
+    return None
 
 
 def check_config(saved: dict, current: dict) -> None:
@@ -192,6 +201,7 @@ def check_config(saved: dict, current: dict) -> None:
 
 
 def _shape(weight: object) -> str:
+    """Shape and dtype; of what is no tensor, its type."""
     if not isinstance(weight, torch.Tensor):
         return type(weight).__name__
     return f"{tuple(weight.shape)} {weight.dtype}"
@@ -206,8 +216,8 @@ def _check_plain(value: object, where: str) -> None:
                 raise TypeError(f"save: {where} has the key {key!r}; use str or int")
             _check_plain(item, f"{where}[{key!r}]")
     elif type(value) in (list, tuple):
-        for i, item in enumerate(value):
-            _check_plain(item, f"{where}[{i}]")
+        for index, item in enumerate(value):
+            _check_plain(item, f"{where}[{index}]")
     elif type(value) not in PLAIN:
         raise TypeError(
             f"save: {where} is {type(value).__module__}.{type(value).__qualname__}; "
@@ -224,7 +234,8 @@ def _read_payload(path: Path) -> bytes:
     header = HEADER_LINE.fullmatch(line[:200].decode("ascii", errors="replace"))
     if not header:
         raise CheckpointError("not a minialign checkpoint")
-    version, sha256, length = int(header[1]), header[2], int(header[3])
+    version = int(header["version"])
+    length = int(header["bytes"])
     if version != VERSION:
         raise CheckpointError(
             f"format version {version}; this code reads version {VERSION}"
@@ -233,12 +244,13 @@ def _read_payload(path: Path) -> bytes:
         raise CheckpointError(
             f"damaged: {len(payload)} bytes follow the header, {length} were written"
         )
-    if hashlib.sha256(payload).hexdigest() != sha256:
+    if hashlib.sha256(payload).hexdigest() != header["sha256"]:
         raise CheckpointError("damaged: the content does not match its sha256")
     return payload
 
 
 def _is_whole(path: Path) -> bool:
+    """Can the file be read, and is its content as it was written?"""
     try:
         _read_payload(path)
     except (OSError, CheckpointError):
@@ -247,6 +259,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _previous(path: Path) -> Path:
+    """Where the file before the last lies."""
     return path.parent / f"{path.name}.previous"
 
 
