@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class GPTConfig:
+    """The sizes of a model; they decide the names and shapes of its weights."""
+
     vocab_size: int = 768
     context: int = 256  # most columns a sequence may have
     dim: int = 128  # width of the residual stream
@@ -30,8 +32,9 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context", "dim", "layers", "kv_heads", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+            size = getattr(self, name)
+            if size < 1:
+                raise ValueError(f"{name} must be >= 1, got {size}")
         if self.heads < 1 or self.dim % (2 * self.heads) or self.heads % self.kv_heads:
             raise ValueError(
                 f"dim must be a multiple of 2 * heads >= 2 and heads of kv_heads, "
@@ -40,6 +43,7 @@ class GPTConfig:
 
     @property
     def head_dim(self) -> int:
+        """The width of one head."""
         return self.dim // self.heads
 
 
@@ -55,10 +59,14 @@ class KVCache:
         shape = (2, config.layers, batch, config.kv_heads, capacity, config.head_dim)
         self.store = model.embed_tokens.weight.new_empty(shape)
         self.padding: Tensor | None = None  # (B,) left padding; None: no row has any
-        self.capacity, self.used = capacity, 0  # columns there are, columns filled
+        self.capacity = capacity  # columns there are
+        self.used = 0  # columns filled
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (B, kv_heads, T, head_dim) and return every column so far."""
+        """Append the keys and values of new columns; return those of every column.
+
+        Shapes: k, v (B, kv_heads, T, head_dim) -> (B, kv_heads, used + T, head_dim).
+        """
         end = self.used + k.shape[2]
         keys, values = self.store[:, layer]
         keys[:, :, self.used : end] = k
@@ -80,27 +88,76 @@ class KVCache:
             self.padding = self.padding.repeat_interleave(k)
 
 
+class Embedding(nn.Embedding):
+    """A vector for each token, its values left to `GPT.initialise`."""
+
+    def reset_parameters(self) -> None:
+        """Draw nothing: torch would draw here, and from its global generator."""
+
+
+class Linear(nn.Linear):
+    """A projection without bias, its values left to `GPT.initialise`."""
+
+    def __init__(self, fan_in: int, fan_out: int) -> None:
+        super().__init__(fan_in, fan_out, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw nothing: torch would draw here, and from its global generator."""
+
+
+def rotation(config: GPTConfig) -> tuple[Tensor, Tensor]:
+    """The cosines and sines by which `rotate` turns each column of a sequence.
+
+    A vector's first half is paired with its second half. Pair i of column t is turned
+    by the angle t * rope_theta^(-2i / head_dim). The first half of the sines is
+    negated: to turn a vector, `rotate` has only to multiply and add.
+
+    Shapes: cos and sin (context, head_dim), of double precision.
+    """
+    exponent = torch.arange(0, config.head_dim, 2).double() / config.head_dim
+    column = torch.arange(config.context).double()[:, None]  # (context, 1)
+    angle = column * config.rope_theta**-exponent  # (context, head_dim / 2)
+    cos = torch.cat((angle.cos(), angle.cos()), dim=1)  # (context, head_dim)
+    sin = torch.cat((-angle.sin(), angle.sin()), dim=1)
+    return cos, sin
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE: turn each pair (x_i, x_{i + d/2}); the first half of `sin` is negated."""
-    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
+    """Rotary positions (RoPE): turn each pair (x_i, x_{i + d/2}) of the last dimension.
+
+    Shapes: x (B, T, heads, head_dim), cos and sin (T, 1, head_dim) -> as x.
+    """
+    partner = x.roll(x.shape[-1] // 2, dims=-1)  # the halves change places
+    return x * cos + partner * sin
 
 
 class Attention(nn.Module):
+    """Causal attention; with fewer kv_heads than heads, several queries share a key."""
+
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
+        self.layer = layer
+        self.head_dim = config.head_dim
         self.grouped = config.kv_heads < config.heads
-        self.q_proj = linear(config.dim, config.dim)
-        self.k_proj = linear(config.dim, config.kv_heads * config.head_dim)
-        self.v_proj = linear(config.dim, config.kv_heads * config.head_dim)
-        self.o_proj = linear(config.dim, config.dim)
+        self.q_proj = Linear(config.dim, config.dim)
+        self.k_proj = Linear(config.dim, config.kv_heads * config.head_dim)
+        self.v_proj = Linear(config.dim, config.kv_heads * config.head_dim)
+        self.o_proj = Linear(config.dim, config.dim)
 
-    def forward(self, x, cos, sin, visible, cache) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        visible: Tensor | None,
+        cache: KVCache | None,
+    ) -> Tensor:
+        """What each column gathers from those it sees. Shapes: x (B, T, D) -> as x."""
         B, T, D = x.shape
-        split = (B, T, -1, self.head_dim)
-        q = rotate(self.q_proj(x).view(split), cos, sin).transpose(1, 2)
-        k = rotate(self.k_proj(x).view(split), cos, sin).transpose(1, 2)
-        v = self.v_proj(x).view(split).transpose(1, 2)  # (B, kv_heads, T, head_dim)
+        by_head = (B, T, -1, self.head_dim)
+        q = rotate(self.q_proj(x).view(by_head), cos, sin).transpose(1, 2)
+        k = rotate(self.k_proj(x).view(by_head), cos, sin).transpose(1, 2)
+        v = self.v_proj(x).view(by_head).transpose(1, 2)  # (B, kv_heads, T, head_dim)
         if cache is not None:
             k, v = cache.write(self.layer, k, v)  # (B, kv_heads, used + T, head_dim)
         causal = visible is None and T > 1
@@ -111,17 +168,22 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """SwiGLU: one projection up, gated by the SiLU of another, and one back down."""
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.gate_proj = linear(config.dim, config.hidden)
-        self.up_proj = linear(config.dim, config.hidden)
-        self.down_proj = linear(config.hidden, config.dim)
+        self.gate_proj = Linear(config.dim, config.hidden)
+        self.up_proj = Linear(config.dim, config.hidden)
+        self.down_proj = Linear(config.hidden, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """What each column makes of itself. Shapes: x (B, T, D) -> as x."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Block(nn.Module):
+    """Attention and MLP, each of which reads a norm and adds to the residual stream."""
+
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.dim, config.norm_eps)
@@ -129,7 +191,15 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.dim, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x, cos, sin, visible, cache) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        visible: Tensor | None,
+        cache: KVCache | None,
+    ) -> Tensor:
+        """The residual stream after this block. Shapes: x (B, T, D) -> as x."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, visible, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -140,32 +210,33 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, generator: torch.Generator | None = None):
         super().__init__()
         self.config = config
-        V, D = config.vocab_size, config.dim
-        self.embed_tokens = nn.utils.skip_init(nn.Embedding, V, D)
+        self.embed_tokens = Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.layers))
         self.norm = nn.RMSNorm(config.dim, config.norm_eps)
         if not config.tied:
-            self.lm_head = linear(D, V)
+            self.lm_head = Linear(config.dim, config.vocab_size)
         self.initialise(generator)
 
-        pair = torch.arange(0, config.head_dim, 2).double() / config.head_dim
-        column = torch.arange(config.context).double()[:, None]  # (context, 1)
-        angle = column * config.rope_theta**-pair  # (context, head_dim / 2)
-        cos = torch.cat((angle.cos(), angle.cos()), dim=1)  # (context, head_dim)
-        sin = torch.cat((-angle.sin(), angle.sin()), dim=1)
+        cos, sin = rotation(config)  # (context, head_dim)
         dtype = torch.get_default_dtype()
         self.register_buffer("cos", cos.to(dtype), persistent=False)
         self.register_buffer("sin", sin.to(dtype), persistent=False)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None) -> None:
-        """Matrices N(0, 1 / fan-in); those that write into the residual stream less."""
+        """Draw every matrix from a normal distribution of variance 1 / fan-in.
+
+        The two matrices of each layer that write into the residual stream have this
+        variance divided by their number, 2 * layers: the stream is their sum, and does
+        not grow with the depth.
+        """
         for name, weight in self.named_parameters():
-            if weight.dim() == 2:
-                std = weight.shape[1] ** -0.5
-                if name.endswith(("o_proj.weight", "down_proj.weight")):
-                    std /= (2 * self.config.layers) ** 0.5
-                weight.normal_(0.0, std, generator=generator)
+            if weight.dim() != 2:
+                continue  # the gains of the norms stay 1
+            std = weight.shape[1] ** -0.5
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                std /= (2 * self.config.layers) ** 0.5
+            weight.normal_(0.0, std, generator=generator)
 
     def forward(
         self,
@@ -181,8 +252,9 @@ class GPT(nn.Module):
         cache, `tokens` are the columns after those it holds.
 
         Shapes: tokens (B, T) int64 -> (B, T, D).
-        Raises: TypeError for other ids; ValueError for other shapes, more columns than
-        room, a cache outside `torch.no_grad()`, padding after a cache's first call.
+        Raises: TypeError for ids that are not int64; ValueError for other shapes, for
+            more columns than the context or the cache holds, for a cache outside
+            `torch.no_grad()`, and for padding after a cache's first call.
         """
         if tokens.dtype != torch.int64:
             raise TypeError(f"tokens must be int64 ids, got {tokens.dtype}")
@@ -190,16 +262,21 @@ class GPT(nn.Module):
             raise ValueError(f"tokens must be (B, T), got {tuple(tokens.shape)}")
         if padding is not None and padding.shape != tokens.shape[:1]:
             raise ValueError(f"padding must be (B,), got {tuple(padding.shape)}")
-        T, start, room = tokens.shape[1], 0, self.config.context
+        T = tokens.shape[1]
+        start = 0  # columns that the model has read before
+        most = self.config.context
         if cache is not None:
-            start, room = cache.used, min(room, cache.capacity)
+            start = cache.used
+            most = min(most, cache.capacity)
             if torch.is_grad_enabled():
                 raise ValueError("a cache holds no gradient: call in torch.no_grad()")
             if start > 0 and padding is not None:
                 raise ValueError("padding belongs to the first call with a cache")
-            cache.padding = padding = padding if start == 0 else cache.padding
-        if start + T > room:
-            raise ValueError(f"room for {room} columns of tokens, got {start} + {T}")
+            if start == 0:
+                cache.padding = padding
+            padding = cache.padding
+        if start + T > most:
+            raise ValueError(f"room for {most} columns of tokens, got {start} + {T}")
 
         visible = self.visible(start, T, padding)
         cos = self.cos[start : start + T, None]  # (T, 1, head_dim)
@@ -212,7 +289,10 @@ class GPT(nn.Module):
         return self.norm(x)
 
     def visible(self, start: int, T: int, padding: Tensor | None) -> Tensor | None:
-        """Which columns (last dimension) each new column sees; None: all before it."""
+        """Which columns (last dimension) each new column sees; None: all before it.
+
+        Shapes: (T, start + T) bool, or (B, 1, T, start + T) where rows are padded.
+        """
         if padding is None and (start == 0 or T == 1):
             return None
         key = torch.arange(start + T, device=self.cos.device)  # (start + T,)
@@ -231,7 +311,9 @@ class GPT(nn.Module):
 
 
 class ScalarHead(nn.Module):
-    """One number per position, 0 at first: hidden · weight + bias.
+    """One number per position, 0 at first: a weighted sum of the hidden state.
+
+        value = hidden · weight + bias
 
     Shapes: (B, T, D) -> (B, T). Gradient: through the head and `hidden`.
     """
@@ -242,9 +324,5 @@ class ScalarHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """The number at each position."""
         return hidden @ self.weight + self.bias
-
-
-def linear(fan_in: int, fan_out: int) -> nn.Linear:
-    """A projection without bias, its values left to GPT.initialise."""
-    return nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=False)

@@ -65,7 +65,7 @@ def run(first: str, *rest: str) -> None:
 if __name__ == "__main__":
     import matplotlib.pyplot  # noqa: F401
     import tiktoken  # noqa: F401
-    import torch._dynamo  # noqa: F401  (torch imports it when it makes a model)
+    import torch._dynamo  # noqa: F401  (torch imports it when it makes an optimizer)
     import tqdm  # noqa: F401
 
     serve()
