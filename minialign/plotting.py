@@ -74,10 +74,12 @@ def save_run(lesson: str, run: dict, seed: int, local: bool) -> Path:
 
     Raises: ValueError for a number that is not finite: JSON has none.
     """
-    path = (LOCAL if local else FIGURES) / f"{lesson}.json"
+    folder = LOCAL if local else FIGURES
+    path = folder / f"{lesson}.json"
     record = _read(path) | {str(seed): run}
+    by_seed = {key: record[key] for key in sorted(record, key=int)}
     try:
-        return _write(path, {key: record[key] for key in sorted(record, key=int)})
+        return _write(path, by_seed)
     except ValueError as error:
         raise ValueError(f"run: its numbers must be finite: {error}") from None
 
@@ -88,18 +90,22 @@ def save_dials(name: str, dials: dict[str, dict]) -> Path:
 
 
 def _write(path: Path, record: dict[str, dict]) -> Path:
+    """Write one JSON object, an entry a line, so that at every instant it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = {key: json.dumps(rounded(record[key]), allow_nan=False) for key in record}
-    text = ",\n".join(f"{json.dumps(key)}: {line}" for key, line in lines.items())
+    lines = []
+    for key, entry in record.items():
+        value = json.dumps(rounded(entry), allow_nan=False)
+        lines.append(f"{json.dumps(key)}: {value}")
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     with os.fdopen(handle, "w") as file:
-        file.write("{\n" + text + "\n}\n")
+        file.write("{\n" + ",\n".join(lines) + "\n}\n")
     os.chmod(temporary, 0o644)
     os.replace(temporary, path)
     return path
 
 
 def _read(path: Path) -> dict[str, dict]:
+    """The JSON object in a file: {} when there is no file."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -157,14 +163,15 @@ def draw_runs(
 
     Each run holds its series under "series": {name: [numbers]}.
     """
-    lines = [(run["series"][x], smoothed(run["series"][y], smooth)) for run in runs]
-    if len(lines) > 1:
-        for xs, ys in lines:
-            axes.plot(xs, ys, color=color, alpha=0.3, lw=1)
-    shortest = min(len(xs) for xs, _ in lines)
-    mean = np.mean([ys[:shortest] for _, ys in lines], axis=0)
-    seeds = f" (mean of {len(runs)} seeds)" if len(runs) > 1 else ""
-    axes.plot(lines[0][0][:shortest], mean, color=color, lw=2.2, label=label + seeds)
+    xs = [run["series"][x] for run in runs]
+    ys = [smoothed(run["series"][y], smooth) for run in runs]
+    if len(runs) > 1:
+        for one_x, one_y in zip(xs, ys, strict=True):
+            axes.plot(one_x, one_y, color=color, alpha=0.3, lw=1)
+        label = f"{label} (mean of {len(runs)} seeds)"
+    shortest = min(len(one_x) for one_x in xs)
+    mean = np.mean([one_y[:shortest] for one_y in ys], axis=0)
+    axes.plot(xs[0][:shortest], mean, color=color, lw=2.2, label=label)
 
 
 def draw_live(
@@ -191,7 +198,8 @@ def draw_rise(
     """
 
     def as_series(each: dict) -> dict:
-        return {"series": dict(zip(("x", "y"), each["curve"], strict=True))}
+        completions, accuracy = each["curve"]
+        return {"series": {"x": completions, "y": accuracy}}
 
     smooth = 5 if len(run["curve"][0]) > 20 else 1
     if runs:
@@ -217,14 +225,15 @@ def draw_price(
     Each run holds "kl": [value, low, high] in nats and "accuracy_at_kl"; `success` are
     the base's rates on the problems where both were measured.
     """
-    axes.plot(*frontier(success), color="#888", lw=2, label="frontier (the limit)")
+    kl, accuracy = frontier(success)
+    axes.plot(kl, accuracy, color="#888", lw=2, label="frontier (the limit)")
     for run in runs:
         axes.plot(run["kl"][0], run["accuracy_at_kl"], "k*", ms=12, label=label)
-        label = None
+        label = None  # the legend names the first star for all
     draw_base(axes, base)
     furthest = max([run["kl"][0] for run in runs], default=1.0)
-    axes.set(xlabel="KL to the base, nats per answer", ylabel="sampled accuracy",
-             xlim=(0, 1.25 * furthest + 0.1), ylim=(0, 1))  # fmt: skip
+    axes.set(xlabel="KL to the base, nats per answer", ylabel="sampled accuracy")
+    axes.set(xlim=(0, 1.25 * furthest + 0.1), ylim=(0, 1))
     axes.legend(loc="lower right")
     axes.set_title("what its accuracy costs")
 
@@ -233,7 +242,7 @@ def draw_dials(
     axes: Axes, dials: dict[str, dict], names: Sequence[str] | None = None
 ) -> None:
     """A dot a trial, from the top down: sampled accuracy with its interval."""
-    names = [n for n in (dials if names is None else names) if n in dials]
+    names = _on_record(dials, names)
     if not names:
         axes.set_title("(no dials on record)")
         return
@@ -249,21 +258,37 @@ def draw_dial_prices(
     axes: Axes, dials: dict[str, dict], names: Sequence[str] | None = None
 ) -> None:
     """A dot a trial: accuracy against KL. Labels stand apart, at the right margin."""
-    names = [n for n in (dials if names is None else names) if n in dials]
+    names = _on_record(dials, names)
     names.sort(key=lambda name: dials[name]["accuracy"][0])
     axes.set(xlabel="KL to the base, nats per answer", ylabel="sampled accuracy")
-    dots = [(dials[name]["kl"][0], dials[name]["accuracy"][0]) for name in names]
-    for dot in dots:
-        axes.plot(*dot, "o", color=COLORS[0])
+    for name in names:
+        kl = dials[name]["kl"][0]
+        accuracy = dials[name]["accuracy"][0]
+        axes.plot(kl, accuracy, "o", color=COLORS[0])
     low, high = axes.get_ylim()
-    apart, below = (high - low) / 18, -np.inf
-    for name, dot in zip(names, dots, strict=True):
-        below = max(dot[1], below + apart)  # never on the label underneath
+    apart = (high - low) / 18
+    height = -np.inf  # of the label before
+    for name in names:
+        kl = dials[name]["kl"][0]
+        accuracy = dials[name]["accuracy"][0]
+        height = max(accuracy, height + apart)  # never on the label underneath
         axes.annotate(
-            name, dot, (1.02, below), textcoords=("axes fraction", "data"), fontsize=8,
-            va="center", arrowprops={"arrowstyle": "-", "color": "#bbb", "lw": 0.7},
-        )  # fmt: skip
+            name,
+            xy=(kl, accuracy),
+            xytext=(1.02, height),
+            textcoords=("axes fraction", "data"),
+            fontsize=8,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "#bbb", "lw": 0.7},
+        )
     axes.set_ylim(low, high)
+
+
+def _on_record(trials: dict[str, dict], names: Sequence[str] | None) -> list[str]:
+    """The names that have a trial; None: all that there are."""
+    if names is None:
+        return list(trials)
+    return [name for name in names if name in trials]
 
 
 def draw_base(axes: Axes, base: dict) -> None:
@@ -271,17 +296,25 @@ def draw_base(axes: Axes, base: dict) -> None:
 
     Up to `forced to work`, fixing the first token would explain a gain; not beyond.
     """
-    forced, best = base["forced_worked"][0], base["best_temperature"]["accuracy"][0]
-    axes.axhline(forced, color="#444", lw=1.2, ls="--")
-    axes.axhline(best, color="#444", lw=1.2, ls=":")
-    for y, text in (
-        (forced, f"base forced to work {forced:.2f}"),
-        (best, f"base at its best temperature {best:.2f}"),
-    ):
-        axes.annotate(
-            text, (1.0, y), xycoords=("axes fraction", "data"), xytext=(-2, 3),
-            textcoords="offset points", ha="right", fontsize=8, color="#444",
-        )  # fmt: skip
+    forced = base["forced_worked"][0]
+    _draw_level(axes, forced, "--", f"base forced to work {forced:.2f}")
+    best = base["best_temperature"]["accuracy"][0]
+    _draw_level(axes, best, ":", f"base at its best temperature {best:.2f}")
+
+
+def _draw_level(axes: Axes, height: float, style: str, text: str) -> None:
+    """A line across the axes, its text above the right end."""
+    axes.axhline(height, color="#444", lw=1.2, ls=style)
+    axes.annotate(
+        text,
+        xy=(1.0, height),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color="#444",
+    )
 
 
 def draw_styles(axes: Axes, run: dict, x: str, smooth: int = 5) -> None:
@@ -289,9 +322,8 @@ def draw_styles(axes: Axes, run: dict, x: str, smooth: int = 5) -> None:
     series = run["series"]
     names = [name for name in STYLE_COLORS if f"style_{name}" in series]
     shares = [smoothed(series[f"style_{name}"], smooth) for name in names]
-    axes.stackplot(
-        series[x], shares, labels=names, colors=[STYLE_COLORS[n] for n in names]
-    )
+    colors = [STYLE_COLORS[name] for name in names]
+    axes.stackplot(series[x], shares, labels=names, colors=colors)
     axes.set(ylim=(0, 1), ylabel="share of answers")
     axes.legend(loc="lower left", facecolor="white", frameon=True, framealpha=0.8)
     axes.grid(False)
@@ -301,6 +333,8 @@ def smoothed(values: Sequence[float], window: int) -> np.ndarray:
     """Centred moving average; shorter at the ends, so nothing is shifted or lost."""
     values = np.asarray(values, dtype=float)
     half = window // 2
-    return np.array(
-        [values[max(i - half, 0) : i + half + 1].mean() for i in range(len(values))]
-    )
+    means = []
+    for middle in range(len(values)):
+        first = max(middle - half, 0)
+        means.append(values[first : middle + half + 1].mean())
+    return np.array(means)
