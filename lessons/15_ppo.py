@@ -216,8 +216,10 @@ quarters = [f"{np.mean(part):.2f}" for part in np.array_split(known, 4) if len(p
 careless = np.mean(series["style_careless"][-len(known) // 4 :])
 print(f"explained variance, by quarters of the run: {', '.join(quarters)}")
 moved, edge = np.array(series["approx_kl"]), np.array(series["clip_fraction"])
-print(f"moved since the draw, before its last step: {moved.mean():.4f} nats a "
-      f"token, at most {moved.max():.4f}; past 0.01: {np.mean(moved > 0.01):.0%}")
+print(
+    f"moved since the draw, before its last step: {moved.mean():.4f} nats a "
+    f"token, at most {moved.max():.4f}; past 0.01: {np.mean(moved > 0.01):.0%}"
+)
 print(f"tokens clipped in the last step: {edge.mean():.1%}, at most {edge.max():.1%}; "
       f"updates stopped early: {np.mean(series['stopped_early']):.0%}")  # fmt: skip
 
