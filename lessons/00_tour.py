@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from minialign import checkpoint, course, plotting
 from minialign.algorithms import reinforce
-from minialign.evaluation import bootstrap, difference, sample_answers
+from minialign.evaluation import sample_answers
+from minialign.intervals import bootstrap, difference
 from minialign.rewards import verifier
 
 settings = course.setup("00_tour")

@@ -36,9 +36,10 @@ from tqdm import tqdm
 
 from minialign import checkpoint, course, plotting
 from minialign.algorithms import sft
-from minialign.evaluation import bootstrap, dead_share, pass_at_k, reward_variance_share
+from minialign.evaluation import dead_share, pass_at_k, reward_variance_share
 from minialign.evaluation import sample_answers as draw_answers
 from minialign.families import FAMILIES
+from minialign.intervals import bootstrap
 from minialign.logprobs import token_logprobs
 from minialign.model import GPT, GPTConfig
 from minialign.problems import STYLES, demonstration

@@ -34,13 +34,13 @@ import numpy as np
 
 from minialign import course, plotting
 from minialign.evaluation import (
-    bootstrap,
     dead_share,
     maj_at_k,
     pass_at_k,
     reward_variance_share,
     sample_answers,
 )
+from minialign.intervals import bootstrap
 from minialign.problems import explain, extract_answer, verify
 
 # %%

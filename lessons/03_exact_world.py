@@ -35,7 +35,8 @@ from minialign import course, plotting
 from minialign.algorithms import dpo, grpo, ppo, remax, rloo, rrhf
 from minialign.algorithms.reinforce import reinforce_loss, shape_rewards
 from minialign.algorithms.rejection_sampling import best_of_n_kl, likelihood_loss
-from minialign.evaluation import Estimate, binary_kl, frontier_at
+from minialign.evaluation import binary_kl, frontier_at
+from minialign.intervals import Estimate
 from minialign.logprobs import kl_k1, kl_k2, kl_k3, kl_ratio_k3, masked_sum
 
 settings = course.setup("03_exact_world")

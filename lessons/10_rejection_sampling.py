@@ -40,7 +40,8 @@ from tqdm import tqdm
 
 from minialign import checkpoint, course, plotting
 from minialign.algorithms import rejection_sampling as rs
-from minialign.evaluation import best_of_n, bootstrap, frontier_at, pass_at_k
+from minialign.evaluation import best_of_n, frontier_at, pass_at_k
+from minialign.intervals import bootstrap
 from minialign.logprobs import token_logprobs
 from minialign.rewards import verifier
 from minialign.sampling import generate

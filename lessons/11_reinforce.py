@@ -38,7 +38,8 @@ from tqdm import tqdm
 
 from minialign import checkpoint, course, plotting
 from minialign.algorithms import reinforce
-from minialign.evaluation import bootstrap, policy_gradient, signal_to_noise
+from minialign.evaluation import policy_gradient, signal_to_noise
+from minialign.intervals import bootstrap
 from minialign.logprobs import token_logprobs
 from minialign.rewards import score, verifier
 from minialign.sampling import generate

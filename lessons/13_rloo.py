@@ -39,7 +39,8 @@ from tqdm import tqdm
 
 from minialign import checkpoint, course, plotting
 from minialign.algorithms import rloo
-from minialign.evaluation import bootstrap, dead_share, policy_gradient
+from minialign.evaluation import dead_share, policy_gradient
+from minialign.intervals import bootstrap
 from minialign.logprobs import token_logprobs
 from minialign.rewards import score, verifier
 from minialign.sampling import generate

@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from minialign import checkpoint, course, plotting
 from minialign.algorithms import grpo
-from minialign.evaluation import bootstrap
+from minialign.intervals import bootstrap
 from minialign.logprobs import kl_ratio_k3, token_logprobs
 from minialign.rewards import verifier
 

@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from minialign import checkpoint, course, plotting
 from minialign.algorithms import ppo
-from minialign.evaluation import bootstrap
+from minialign.intervals import bootstrap
 from minialign.logprobs import token_logprobs
 from minialign.rewards import verifier
 

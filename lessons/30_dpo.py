@@ -40,7 +40,8 @@ from tqdm import tqdm
 
 from minialign import checkpoint, course, plotting
 from minialign.algorithms import dpo
-from minialign.evaluation import bootstrap, frontier
+from minialign.evaluation import frontier
+from minialign.intervals import bootstrap
 from minialign.logprobs import masked_sum, token_logprobs
 from minialign.problems import STYLES, demonstration, style_of, verify
 from minialign.rewards import verifier

@@ -42,7 +42,7 @@ from tqdm import tqdm
 
 from minialign import checkpoint, course, plotting
 from minialign.algorithms import rrhf
-from minialign.evaluation import bootstrap
+from minialign.intervals import bootstrap
 from minialign.logprobs import masked_sum, token_logprobs
 from minialign.problems import demonstration, style_of, verify
 from minialign.rewards import score, verifier

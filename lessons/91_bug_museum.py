@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from minialign import course, plotting, sampling
 from minialign.algorithms import grpo
-from minialign.evaluation import Estimate
+from minialign.intervals import Estimate
 from minialign.logprobs import probability_ratio, token_logprobs
 from minialign.rewards import verifier
 from minialign.sampling import generate, rescore

@@ -28,17 +28,14 @@ from torch import Tensor
 from minialign import checkpoint, plotting
 from minialign.evaluation import (
     Answers,
-    Estimate,
-    bootstrap,
-    difference,
     frontier_at,
-    gap_closed,
     measured_kl,
     pass_at_k,
     sample_answers,
     smoothed_success,
     style_shares,
 )
+from minialign.intervals import Estimate, bootstrap, difference, gap_closed
 from minialign.model import GPT
 from minialign.problems import DATA, Problem, make_problem, read_problems, verify
 from minialign.sampling import generate

@@ -1,10 +1,9 @@
-"""How good is a policy, and how sure can we be?
+"""How good is a policy?
 
 Three steps. `sample_answers` draws K answers to each of N problems. A function per
 question (`pass_at_k`, `maj_at_k`, `best_of_n`, or plain `answers.correct.mean(1)`)
-turns them into one number per problem. `bootstrap` turns those into an `Estimate`: the
-mean with its 95 % interval. Problems are what is resampled, never single samples: K
-answers to one problem share its difficulty and say little about other problems.
+turns them into one number per problem. `bootstrap`, of minialign/intervals.py, turns
+those into an `Estimate`: the mean with its 95 % interval.
 
     answers = sample_answers(model, tokenizer, problems, samples=8, generator=generator)
     print(bootstrap(pass_at_k(answers.correct, 4)))  # such as 0.871 [0.852, 0.889]
@@ -14,7 +13,7 @@ to get there, and `frontier` which accuracy that distance could buy at best.
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import comb
@@ -25,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minialign.checks import check_rows
+from minialign.intervals import Estimate, bootstrap, check_numbers
 from minialign.logprobs import (
     Model,
     exact_kl,
@@ -42,9 +42,6 @@ from minialign.problems import (
 )
 from minialign.sampling import Rollout, generate
 from minialign.tokenizer import Tokenizer
-
-# The 97.5 % quantile of Student's t with 1 to 9 degrees of freedom.
-STUDENT_T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
 
 # --- drawing answers ----------------------------------------------------------------
 
@@ -208,8 +205,8 @@ def best_of_n(scores: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
     Shapes: (N, K), (N, K) -> (N,). Units: of values.
     Raises: ValueError unless shapes agree, all is finite and 1 <= n <= K.
     """
-    scores = _numbers("best_of_n: scores", scores, 2)
-    values = _numbers("best_of_n: values", values, 2)
+    scores = check_numbers("best_of_n: scores", scores, 2)
+    values = check_numbers("best_of_n: values", values, 2)
     if scores.shape != values.shape:
         raise ValueError(f"best_of_n: scores {scores.shape}, values {values.shape}")
     K = scores.shape[1]
@@ -225,116 +222,7 @@ def best_of_n(scores: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
     return np.array(expected)
 
 
-# --- intervals ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-def bootstrap(
-    values: np.ndarray,
-    *,
-    statistic: Callable[[np.ndarray], np.ndarray] | None = None,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Estimate:
-    """Mean over problems, and the middle 95 % of the means of resampled problem sets.
-
-    `statistic` maps means of columns (..., M) to (...), for what is no mean itself; nan
-    where it has no value, and such resamples are left out.
-    Equal values give width zero, which is too sure: after N successes out of N, the
-    truth may still be as low as about 1 - 3 / N.
-
-    Shapes: values (N,), or (N, M) with a statistic. Units: of values.
-    Raises: ValueError for fewer than two problems or anything not finite.
-    Source: Efron 1979, the percentile interval.
-    """
-    values = _numbers("bootstrap: values", values, 1 if statistic is None else 2)
-    N = len(values)
-    if N < 2 or resamples < 1:
-        raise ValueError(
-            f"bootstrap: values of {N} problems and {resamples} resamples; at least 2 "
-            "and 1 are needed"
-        )
-    # Measured from the first row, constant data are exact zeros and stay exact.
-    centred = values - values[0]
-    generator = np.random.default_rng(seed)
-    means = []
-    for start in range(0, resamples, 100):  # memory: 100 x N numbers at a time
-        rows = np.arange(min(100, resamples - start))[:, None]
-        drawn = generator.integers(N, size=(len(rows), N)) + N * rows
-        times = np.bincount(drawn.ravel(), minlength=N * len(rows)).reshape(-1, N)
-        means.append(times @ centred / N)
-    value, means = centred.mean(0) + values[0], np.concatenate(means) + values[0]
-    if statistic is not None:
-        value, means = statistic(value), statistic(means)
-    low, high = np.nanquantile(means, [0.025, 0.975])
-    return Estimate(float(value), float(low), float(high))
-
-
-def difference(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> Estimate:
-    """Mean of a - b for two policies on the same problems, row by row.
-
-    Resampled in pairs: what makes a problem hard for both cancels.
-
-    Shapes: (N,), (N,). Raises: ValueError when they differ, and as `bootstrap`.
-    """
-    a, b = _numbers("difference: a", a, 1), _numbers("difference: b", b, 1)
-    if a.shape != b.shape:
-        raise ValueError(f"difference: a has {len(a)} problems, b has {len(b)}")
-    return bootstrap(a - b, seed=seed)
-
-
-def gap_closed(
-    before: np.ndarray, after: np.ndarray, ceiling: np.ndarray, *, seed: int = 0
-) -> Estimate:
-    """Which share of the way from `before` to `ceiling` was gone: 1 is all of it.
-
-    (mean after - mean before) / (mean ceiling - mean before), the three resampled
-    together, problem by problem. Resampled sets without a gap are left out.
-
-    Shapes: (N,) each, accuracies on the same problems.
-    Raises: ValueError when shapes differ or there is no gap, and as `bootstrap`.
-    """
-    names = {"before": before, "after": after, "ceiling": ceiling}
-    columns = [_numbers(f"gap_closed: {name}", x, 1) for name, x in names.items()]
-    if len({column.shape for column in columns}) > 1:
-        sizes = {name: len(x) for name, x in zip(names, columns, strict=True)}
-        raise ValueError(f"gap_closed: sizes differ: {sizes}")
-    if columns[2].mean() <= columns[0].mean():
-        raise ValueError("gap_closed: ceiling must be above before, on average")
-
-    def share(means: np.ndarray) -> np.ndarray:
-        low, now, high = np.moveaxis(means, -1, 0)
-        way, none = high - low, np.full_like(low, np.nan)
-        return np.divide(now - low, way, out=none, where=way > 0)
-
-    return bootstrap(np.stack(columns, 1), statistic=share, seed=seed)
-
-
-def over_seeds(values: Sequence[float]) -> Estimate:
-    """Mean over training runs ± t s / √n, Student's 95 % interval.
-
-    Three seeds give t = 4.30: wide, and rightly so.
-
-    Raises: ValueError unless there are 2 to 10 finite values.
-    """
-    values = _numbers("over_seeds: values", values, 1)
-    n = len(values)
-    if not 2 <= n <= 10:
-        raise ValueError(f"over_seeds: values must be 2 to 10 numbers, got {n}")
-    half = STUDENT_T[n - 2] * values.std(ddof=1) / n**0.5
-    mean = values.mean()
-    return Estimate(float(mean), float(mean - half), float(mean + half))
+# --- what answers are like ---------------------------------------------------------
 
 
 def summary(answers: Answers, *, seed: int = 0) -> dict[str, Estimate]:
@@ -402,7 +290,7 @@ def reward_variance_share(rewards: np.ndarray, *, seed: int = 0) -> Estimate:
 
     Shapes: (N, K), both at least 2. Raises: ValueError.
     """
-    rewards = _numbers("reward_variance_share: rewards", rewards, 2)
+    rewards = check_numbers("reward_variance_share: rewards", rewards, 2)
     N, K = rewards.shape
     if N < 2 or K < 2:
         raise ValueError(
@@ -520,7 +408,9 @@ def frontier(success: np.ndarray, points: int = 200) -> tuple[np.ndarray, np.nda
     Shapes: (N,) -> mean KL (points,) from 0 to its limit, mean accuracy (points,).
     Units: nats per answer. Raises: ValueError outside [0, 1] or for points < 2.
     """
-    success = _chances("frontier: success", _numbers("frontier: success", success, 1))
+    success = _chances(
+        "frontier: success", check_numbers("frontier: success", success, 1)
+    )
     if points < 2:
         raise ValueError(f"frontier: points must be at least 2, got {points}")
     # e^-l falls from 1 to 0; cubed, for an even curve where hard problems give way.
@@ -536,7 +426,7 @@ def frontier_at(success: np.ndarray, kl: float) -> float:
     Shapes: (N,), scalar -> scalar. Raises: as `frontier`, and for kl < 0 or NaN.
     """
     name = "frontier_at: success"
-    success = _chances(name, _numbers(name, success, 1))
+    success = _chances(name, check_numbers(name, success, 1))
     if not kl >= 0:
         raise ValueError(f"frontier_at: kl must be at least 0 nats, got {kl}")
     # l from 0 to 60: e^-60 is beyond what any rate that counts can tell from 0.
@@ -591,21 +481,11 @@ def measured_kl(
 # --- what is refused ----------------------------------------------------------------
 
 
-def _numbers(name: str, x: np.ndarray, rank: int) -> np.ndarray:
-    x = np.asarray(x, dtype=float)
-    if x.ndim != rank or not x.size:
-        raise ValueError(f"{name} must have {rank} filled dimensions, got {x.shape}")
-    if not np.isfinite(x).all():
-        first = np.argwhere(~np.isfinite(x))[0].tolist()
-        raise ValueError(f"{name} must be finite, got {x[tuple(first)]} at {first}")
-    return x
-
-
 def _right_or_wrong(where: str, correct: np.ndarray) -> np.ndarray:
     correct = np.asarray(correct)
     if correct.dtype != bool:
         raise TypeError(f"{where}: correct must be bool, got {correct.dtype}")
-    _numbers(f"{where}: correct", correct, 2)
+    check_numbers(f"{where}: correct", correct, 2)
     return correct
 
 

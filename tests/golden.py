@@ -30,7 +30,16 @@ JUNK = (1000.0, -1000.0, 12345.0)  # what lies in masked slots: JSON has no nan
 UPSTREAM = (1.0, -0.5, 2.0, 0.25, -1.5)  # unequal weights, if the output is no scalar
 
 
-STATISTICS = ("evaluation.", "rejection_sampling.best_of_n")  # of lists, for people
+# Statistics: of lists, for people.
+STATISTICS = ("intervals.", "evaluation.", "rejection_sampling.best_of_n")
+# A function that changes its room keeps its cases: they are drawn by its first name.
+FIRST_NAMES = {
+    "intervals.difference": "evaluation.difference",
+    "intervals.gap_closed": "evaluation.gap_closed",
+    "intervals.over_seeds": "evaluation.over_seeds",
+    "rrhf.mean_logprobs": "rrhf.scores",
+    "rrhf.summed_logprobs": "rrhf.summed_scores",
+}
 
 # Numbers that know their slopes
 
@@ -194,20 +203,19 @@ class Vectors(NamedTuple):
     oracle: Callable
     draw: Callable  # Random -> [(note, inputs)]
     by: list[str]
-    seed: str  # what its draws are named after: its first name, so that they stay
 
 
 VECTORS: dict[str, Vectors] = {}
 
 
-def vectors(name: str, draw: Callable, by: str = "", seed: str = ""):
+def vectors(name: str, draw: Callable, by: str = ""):
     """Register what follows as the oracle of module.function."""
 
     def register(oracle):
         if oracle.__name__ in globals():
             raise NameError(f"{name}: there is a {oracle.__name__} here already")
         equation = " ".join(oracle.__doc__.split())
-        VECTORS[name] = Vectors(equation, oracle, draw, by.split(), seed or name)
+        VECTORS[name] = Vectors(equation, oracle, draw, by.split())
         return oracle
 
     return register
@@ -1096,13 +1104,13 @@ def make_pairs(rewards, most):
 LIVING = Batches(nats="logprobs", dead=False)
 
 
-@vectors("rrhf.summed_logprobs", LIVING, by="logprobs", seed="rrhf.summed_scores")
+@vectors("rrhf.summed_logprobs", LIVING, by="logprobs")
 def summed_logprobs(logprobs, mask):
     """Σ log π over the live slots of a row"""
     return masked_sum(logprobs, mask)
 
 
-@vectors("rrhf.mean_logprobs", LIVING, by="logprobs", seed="rrhf.scores")
+@vectors("rrhf.mean_logprobs", LIVING, by="logprobs")
 def mean_logprobs(logprobs, mask):
     """mean of log π over the live slots of a row"""
     return masked_mean(logprobs, mask)
@@ -1382,6 +1390,78 @@ def select_random(rewards, lengths):
     return kept
 
 
+# intervals
+
+COLUMNS = table(
+    "before after ceiling",
+    ("nothing changed", [0.5, 0.25], [0.5, 0.25], [1.0, 1.0]),
+    ("all the way", [0.0, 0.5, 0.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]),
+    ("worse than before", [0.5, 0.5], [0.0, 0.25], [1.0, 0.75]),
+    ("beyond", [0.1, 0.2], [1.0, 1.0], [0.6, 0.4]),
+)
+
+
+def columns(dice):
+    cases = COLUMNS(dice)
+    sizes = (2, 1), (3, 1), (5, 1), (8, 1), (2, 0.01), (4, 1e4), (6, 2), (10, 1), (4, 9)
+    for N, size in sizes:
+        names = "before", "after", "ceiling"
+        drawn = decimals(dice, 3, N, low=0, high=size)
+        drawn[2] = [round(x + size, 3) for x in drawn[0]]
+        cases.append((f"{N} problems", dict(along(names, drawn))))
+    return cases
+
+
+def two_columns(dice):
+    return [
+        (note, {"a": inputs["after"], "b": inputs["before"]})
+        for note, inputs in columns(dice)
+    ]
+
+
+@vectors("intervals.difference", two_columns)
+def difference(a, b):
+    """mean of a − b (the value; its interval is drawn)"""
+    return mean([x - y for x, y in along(a, b)])
+
+
+@vectors("intervals.gap_closed", columns)
+def gap_closed(before, after, ceiling):
+    """(mean after − mean before) / (mean ceiling − mean before) (the value; its
+    interval is drawn)"""
+    return (mean(after) - mean(before)) / (mean(ceiling) - mean(before))
+
+
+def seeds(dice):
+    drawn = {f"{n} seeds": decimals(dice, n, low=0, high=1) for n in range(2, 11)}
+    drawn |= {"all equal: no width": [0.25] * 3, "below 0": [-1.0, -2.5]}
+    drawn |= {"large": [1e6, 2e6, 4e6]}
+    return [(note, {"values": values}) for note, values in drawn.items()]
+
+
+# Two-sided 95 %, as tables print it, from 1 degree of freedom to 9.
+STUDENT = [
+    "12.7062",
+    "4.3027",
+    "3.1824",
+    "2.7764",
+    "2.5706",
+    "2.4469",
+    "2.3646",
+    "2.3060",
+    "2.2622",
+]
+
+
+@vectors("intervals.over_seeds", seeds)
+def over_seeds(values):
+    """[mean, mean − t s / √n, mean + t s / √n], s with divisor n − 1, t for n = 2 to
+    10: 12.7062 4.3027 3.1824 2.7764 2.5706 2.4469 2.3646 2.3060 2.2622"""
+    n, centre = len(values), mean(values)
+    half = Number(STUDENT[n - 2]) * sqrt(variance(values, 1)) / sqrt(number(n))
+    return [centre, centre - half, centre + half]
+
+
 # evaluation
 
 TABLES = {  # note: N problems, n answers, k, chance of a right one
@@ -1510,76 +1590,6 @@ def best_of_n(scores, values, n):
 
     every = [combinations(list(along(*rows)), n) for rows in along(scores, values)]
     return [mean([winner(chosen) for chosen in subsets]) for subsets in every]
-
-
-COLUMNS = table(
-    "before after ceiling",
-    ("nothing changed", [0.5, 0.25], [0.5, 0.25], [1.0, 1.0]),
-    ("all the way", [0.0, 0.5, 0.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]),
-    ("worse than before", [0.5, 0.5], [0.0, 0.25], [1.0, 0.75]),
-    ("beyond", [0.1, 0.2], [1.0, 1.0], [0.6, 0.4]),
-)
-
-
-def columns(dice):
-    cases = COLUMNS(dice)
-    sizes = (2, 1), (3, 1), (5, 1), (8, 1), (2, 0.01), (4, 1e4), (6, 2), (10, 1), (4, 9)
-    for N, size in sizes:
-        names = "before", "after", "ceiling"
-        drawn = decimals(dice, 3, N, low=0, high=size)
-        drawn[2] = [round(x + size, 3) for x in drawn[0]]
-        cases.append((f"{N} problems", dict(along(names, drawn))))
-    return cases
-
-
-def two_columns(dice):
-    return [
-        (note, {"a": inputs["after"], "b": inputs["before"]})
-        for note, inputs in columns(dice)
-    ]
-
-
-@vectors("evaluation.difference", two_columns)
-def difference(a, b):
-    """mean of a − b (the value; its interval is drawn)"""
-    return mean([x - y for x, y in along(a, b)])
-
-
-@vectors("evaluation.gap_closed", columns)
-def gap_closed(before, after, ceiling):
-    """(mean after − mean before) / (mean ceiling − mean before) (the value; its
-    interval is drawn)"""
-    return (mean(after) - mean(before)) / (mean(ceiling) - mean(before))
-
-
-def seeds(dice):
-    drawn = {f"{n} seeds": decimals(dice, n, low=0, high=1) for n in range(2, 11)}
-    drawn |= {"all equal: no width": [0.25] * 3, "below 0": [-1.0, -2.5]}
-    drawn |= {"large": [1e6, 2e6, 4e6]}
-    return [(note, {"values": values}) for note, values in drawn.items()]
-
-
-# Two-sided 95 %, as tables print it, from 1 degree of freedom to 9.
-STUDENT = [
-    "12.7062",
-    "4.3027",
-    "3.1824",
-    "2.7764",
-    "2.5706",
-    "2.4469",
-    "2.3646",
-    "2.3060",
-    "2.2622",
-]
-
-
-@vectors("evaluation.over_seeds", seeds)
-def over_seeds(values):
-    """[mean, mean − t s / √n, mean + t s / √n], s with divisor n − 1, t for n = 2 to
-    10: 12.7062 4.3027 3.1824 2.7764 2.5706 2.4469 2.3646 2.3060 2.2622"""
-    n, centre = len(values), mean(values)
-    half = Number(STUDENT[n - 2]) * sqrt(variance(values, 1)) / sqrt(number(n))
-    return [centre, centre - half, centre + half]
 
 
 VARIED = table(
@@ -1818,7 +1828,7 @@ def evaluated(dice, name: str, note: str, inputs: dict) -> dict:
 
 def cases(name: str) -> list[dict]:
     """All cases of module.function, the same on every machine."""
-    dice = random.Random(f"golden/{VECTORS[name].seed}")
+    dice = random.Random(f"golden/{FIRST_NAMES.get(name, name)}")
     with localcontext(PRECISION):
         return [evaluated(dice, name, *drawn) for drawn in VECTORS[name].draw(dice)]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minialign import course, plotting
-from minialign.evaluation import Estimate
+from minialign.intervals import Estimate
 
 
 @pytest.fixture

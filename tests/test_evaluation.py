@@ -14,19 +14,14 @@ from hypothesis import strategies as st
 
 from minialign import evaluation
 from minialign.evaluation import (
-    STUDENT_T,
     answer_metrics,
     best_of_n,
     binary_kl,
-    bootstrap,
     dead_share,
-    difference,
     frontier,
     frontier_at,
-    gap_closed,
     maj_at_k,
     measured_kl,
-    over_seeds,
     pass_at_k,
     policy_gradient,
     reward_variance_share,
@@ -36,6 +31,7 @@ from minialign.evaluation import (
     style_shares,
     summary,
 )
+from minialign.intervals import bootstrap
 from minialign.model import GPT, GPTConfig
 from minialign.problems import Problem
 from minialign.sampling import Rollout, generate
@@ -158,109 +154,6 @@ def test_best_of_n_depends_on_the_order_of_scores_alone():
     np.testing.assert_allclose(best_of_n(scores, values, 1), values.mean(1))
     best = scores.argmax(1)
     assert np.array_equal(best_of_n(scores, values, 16), values[range(3), best])
-
-
-# --- intervals
-
-
-def test_the_bootstrap_of_five_values_is_that_of_all_3125_resamples():
-    values = [0.0, 0.0, 4.0, 4.0, 4.0]
-    means = sorted(map(mean, itertools.product(values, repeat=5)))
-    # The 2.5 % points lie well inside a step of this distribution: chance has no say.
-    for low in (0.012, 0.025, 0.038):
-        assert means[int(low * 3125)] == 0.8
-        assert means[int((1 - low) * 3125)] == 4.0
-    estimate = bootstrap(values)
-    assert estimate.low == pytest.approx(0.8) and estimate.high == pytest.approx(4.0)
-    assert estimate.value == pytest.approx(2.4)
-
-
-@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=30), st.integers(0, 99))
-def test_the_interval_holds_the_estimate(values, seed):
-    estimate = bootstrap(values, resamples=500, seed=seed)
-    assert estimate.value == pytest.approx(mean(values), abs=1e-9)
-    assert min(values) - 1e-9 <= estimate.low <= estimate.value + 1e-9
-    assert estimate.value - 1e-9 <= estimate.high <= max(values) + 1e-9
-    assert (
-        len(set(values)) < 2
-        or max(values) - min(values) < 1e-6
-        or (estimate.low < estimate.high)
-    )
-
-
-@given(st.floats(-1e6, 1e6), st.integers(2, 50))
-@example(0.1, 3)
-def test_constant_data_have_an_interval_of_width_zero(value, N):
-    estimate = bootstrap([value] * N, resamples=50)
-    assert (estimate.low, estimate.value, estimate.high) == (value, value, value)
-
-
-def test_a_seed_fixes_the_interval():
-    values = np.random.default_rng(0).normal(size=50)
-    assert bootstrap(values, seed=3) == bootstrap(values, seed=3)
-    assert bootstrap(values, seed=3) != bootstrap(values, seed=4)
-    state = np.random.get_state()[1].tolist()
-    bootstrap(values)
-    assert np.random.get_state()[1].tolist() == state
-
-
-def test_the_interval_has_the_width_that_theory_gives():
-    values = np.random.default_rng(0).random(1000) < 0.3
-    estimate = bootstrap(values)
-    half = 1.96 * values.std() / 1000**0.5
-    assert estimate.low == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert estimate.high == pytest.approx(values.mean() + half, abs=0.1 * half)
-
-
-def test_95_percent_of_intervals_hold_the_truth_and_resampled_answers_fail():
-    """Problems are the units: K answers to one problem are not K problems."""
-    generator = np.random.default_rng(0)
-    held, held_by_answers = 0, 0
-    for _ in range(400):
-        success = generator.beta(0.5, 0.5, size=100)  # mean 0.5
-        correct = generator.random((100, 8)) < success[:, None]
-        estimate = bootstrap(correct.mean(1), resamples=400)
-        held += estimate.low <= 0.5 <= estimate.high
-        estimate = bootstrap(correct.ravel(), resamples=400)
-        held_by_answers += estimate.low <= 0.5 <= estimate.high
-    assert 0.91 < held / 400 < 0.98
-    assert held_by_answers / 400 < 0.75
-
-
-def test_an_estimate_prints_with_its_interval():
-    assert str(evaluation.Estimate(0.5, 0.25, 0.75)) == "0.500 [0.250, 0.750]"
-
-
-def test_the_difference_is_resampled_in_pairs():
-    generator = np.random.default_rng(0)
-    hard = generator.random(200)
-    a, b = hard + 0.01 * generator.normal(size=200), hard
-    paired = difference(a, b)
-    assert paired.value == pytest.approx((a - b).mean())
-    assert paired.high - paired.low < 0.1 * (bootstrap(a).high - bootstrap(a).low)
-    assert difference(b, a).value == pytest.approx(-paired.value)
-    shifted = difference(np.round(b, 3) + 1, np.round(b, 3))
-    assert shifted.low == pytest.approx(1) and shifted.high == pytest.approx(1)
-
-
-def test_the_table_of_t_holds_95_percent_between_plus_and_minus():
-    for freedom, quantile in enumerate(STUDENT_T, start=1):
-        t = np.linspace(-quantile, quantile, 200_001)
-        scale = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2)
-        scale /= math.sqrt(freedom * math.pi)
-        density = scale * (1 + t**2 / freedom) ** (-(freedom + 1) / 2)
-        area = (density[1:] + density[:-1]).sum() / 2 * (t[1] - t[0])
-        assert area == pytest.approx(0.95, abs=1e-5)
-
-
-def test_over_seeds_by_hand():
-    estimate = over_seeds([1.0, 2.0, 3.0])  # s = 1, n = 3
-    half = 4.3027 / math.sqrt(3)
-    assert (estimate.value, estimate.low) == (2.0, pytest.approx(2 - half))
-    assert estimate.high == pytest.approx(2 + half)
-    assert over_seeds([0.5] * 10) == evaluation.Estimate(0.5, 0.5, 0.5)
-    pair = over_seeds([0.0, 1.0])
-    assert pair.high - 0.5 == pytest.approx(12.7062 * math.sqrt(0.5) / math.sqrt(2))
 
 
 # --- shares
@@ -695,16 +588,6 @@ COIN = np.array([[True, False], [False, False]])
         (lambda: best_of_n([[1.0, 2.0]], [[0, math.inf]], 1), "values must be finite"),
         (lambda: best_of_n([[1.0, 2.0]], [[0], [1]], 1), r"\(1, 2\).*\(2, 1\)"),
         (lambda: best_of_n([[1.0, 2.0]], [[0, 1]], 3), "n must be 1 to the 2"),
-        (lambda: bootstrap([1.0]), "1 problems"),
-        (lambda: bootstrap([]), "1 filled dimensions"),
-        (lambda: bootstrap([0.5, NAN]), "nan"),
-        (lambda: bootstrap(COIN), "1 filled dimensions"),
-        (lambda: bootstrap([0.0, 1.0], resamples=0), "0 resamples"),
-        (lambda: difference([1.0, 2.0], [1.0]), "a has 2 problems, b has 1"),
-        (lambda: difference([[1.0], [2.0]], [1.0, 2.0]), "1 filled dimensions"),
-        (lambda: over_seeds([0.5]), "got 1"),
-        (lambda: over_seeds([0.5] * 11), "got 11"),
-        (lambda: over_seeds([0.5, math.inf]), "inf"),
         (lambda: reward_variance_share([[1.0], [0.0]]), "2 samples per problem"),
         (lambda: reward_variance_share([[1.0, 0.0]]), "1 problems"),
         (lambda: binary_kl(1.5, 0.5), "a must be in .* 1.5"),
@@ -758,38 +641,7 @@ def test_sizes_of_an_evaluation_run_take_moments():
     assert bootstrap(pass_at_k(correct, 1)).value == pytest.approx(correct.mean())
 
 
-# --- the way to the ceiling, styles, gradients
-
-
-def test_the_gap_closed_is_the_ratio_of_the_means():
-    before, after, ceiling = np.array([[0, 0.5, 0.1], [0.5, 1, 0.3], [1, 1, 0.7]])
-    # means 0.2, 0.6, 0.9
-    assert gap_closed(before, after, ceiling).value == pytest.approx(0.4 / 0.7)
-    assert gap_closed(before, before, ceiling).value == 0
-    assert gap_closed(before, ceiling, ceiling).value == pytest.approx(1)
-    rng = np.random.default_rng(0)
-    noise = rng.random((3, 200)) * 0.2
-    found = gap_closed(noise[0], noise[1] + 0.4, noise[2] + 0.8)
-    assert found.low < found.value < found.high
-    assert found.value == pytest.approx(0.5, abs=0.05)
-
-
-@pytest.mark.parametrize(
-    "after, ceiling, message",
-    [
-        (np.zeros(3), np.ones(2), "sizes differ"),
-        (np.ones(2), np.zeros(2), "ceiling must be above"),
-    ],
-)
-def test_a_gap_that_is_none_is_refused(after, ceiling, message):
-    with pytest.raises(ValueError, match=message):
-        gap_closed(np.zeros(2), after, ceiling)
-
-
-def test_resampled_sets_without_a_gap_say_nothing_of_it():
-    """Twice the second problem: nowhere to go. Twice the first: 0. Both: -1."""
-    found = gap_closed(np.array([0, 1]), np.zeros(2), np.ones(2))
-    assert (found.value, found.low, found.high) == (-1, -1, 0)
+# --- styles, gradients
 
 
 def test_shares_of_styles_count_texts():

@@ -30,7 +30,7 @@ from tests.properties.vectors import (
 
 # Public functions without vectors, and why.
 LEFT_OUT = {
-    "it refuses": "normaliser",
+    "they refuse": "normaliser check_numbers",
     "loops, and what they loop over": """train batches learning_rate optimizers
         keep_latest keep_all same_beta""",
     "a model answers, no formula": """score_tokens score_answers pair_logprobs
@@ -40,7 +40,8 @@ LEFT_OUT = {
     "the value is a mean, the interval is drawn": "bootstrap",
 }
 ALGORITHMS = Path(dpo.__file__).parent.glob("[a-z]*.py")
-MODULES = ("logprobs", "evaluation", *sorted(path.stem for path in ALGORITHMS))
+ROOMS = ("logprobs", "intervals", "evaluation")
+MODULES = (*ROOMS, *sorted(path.stem for path in ALGORITHMS))
 
 
 ENTERED = {entry.name for entry in ENTRIES}  # they meet theirs in test_losses.py
@@ -150,7 +151,7 @@ def test_the_expected_slopes_are_those_of_the_expected_values(name):
         ("ppo.value_loss", "moved by more than the clip, away from R: not flat", 1.125),
         ("evaluation.maj_at_k", "runs wrap round", [0.5]),
         ("evaluation.maj_at_k", "who abstains does not count", [1.0]),
-        ("evaluation.over_seeds", "all equal: no width", [0.25] * 3),
+        ("intervals.over_seeds", "all equal: no width", [0.25] * 3),
     ],
 )
 def test_what_is_known_by_hand(name, note, expected):

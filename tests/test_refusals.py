@@ -35,6 +35,7 @@ from minialign import (
     checks,
     evaluation,
     families,
+    intervals,
     model,
     plotting,
     problems,
@@ -602,6 +603,18 @@ refuse(rewards.score, call, reward=giving(bad))
 bad = {"words": ["a", "b"], "None": None, "ragged": [[1], [1, 2]]}
 refuse(rewards.score, call, TypeError, reward=giving(bad))
 
+# REFUSED: intervals
+
+MANY, ALL = [0.0, 1.0, 1.0], [1.0, 1.0, 1.0]
+ODD = ([], 1.0, [[1.0], [0.0], [1.0]], [0.0, nan, 1.0], [0.0, 1.0, -inf])
+refuse(intervals.bootstrap, {"values": MANY}, values=(*ODD, [1.0]), resamples=(0,))
+refuse(intervals.over_seeds, {}, values=(*ODD, [1.0], [1.0] * 11))
+ODD = (*ODD, [0.0, 1.0])
+refuse(intervals.difference, {"a": MANY, "b": MANY}, a=ODD, b=ODD)
+call = {"before": MANY, "after": MANY, "ceiling": ALL}
+refuse(intervals.gap_closed, call, before=ODD, after=ODD, ceiling=(*ODD, MANY))
+refuse(intervals.check_numbers, {"name": "x", "rank": 1}, x=ODD[:-1])
+
 # REFUSED: evaluation
 
 COIN = np.array([[True, False], [False, False]])
@@ -622,14 +635,6 @@ call = {"scores": TABLE, "values": TABLE, "n": 2}
 bad = ([], [1.0, 0.0], [[1.0, 0.0]], [[nan, 0], [0, 0]], [[0, inf], [0, 0]])
 refuse(evaluation.best_of_n, call, scores=bad, values=bad, n=(0, -1, 3))
 
-MANY, ALL = [0.0, 1.0, 1.0], [1.0, 1.0, 1.0]
-ODD = ([], 1.0, [[1.0], [0.0], [1.0]], [0.0, nan, 1.0], [0.0, 1.0, -inf])
-refuse(evaluation.bootstrap, {"values": MANY}, values=(*ODD, [1.0]), resamples=(0,))
-refuse(evaluation.over_seeds, {}, values=(*ODD, [1.0], [1.0] * 11))
-ODD = (*ODD, [0.0, 1.0])
-refuse(evaluation.difference, {"a": MANY, "b": MANY}, a=ODD, b=ODD)
-call = {"before": MANY, "after": MANY, "ceiling": ALL}
-refuse(evaluation.gap_closed, call, before=ODD, after=ODD, ceiling=(*ODD, MANY))
 bad = ([], [1.0, 0.0], [[1.0], [0.0]], [[1.0, 0.0]], [[nan, 0], [0, 0]])
 refuse(evaluation.reward_variance_share, {}, rewards=bad)
 
@@ -1334,14 +1339,14 @@ LEGAL = {
     "all abstain": (lambda: evaluation.maj_at_k([[None, None]], [7], 2), [0]),
     "scores that tie": (lambda: evaluation.best_of_n([[1, 1]], [[0, 1]], 2), [0.5]),
     "groups of one are dead": (lambda: evaluation.dead_share(COIN[:, :1]).value, 1),
-    "no variance": (lambda: evaluation.bootstrap([0.1] * 3).high, 0.1),
+    "no variance": (lambda: intervals.bootstrap([0.1] * 3).high, 0.1),
     "no variance to share": (
         lambda: evaluation.reward_variance_share([[0.1, 0.1]] * 2).value,
         0,
     ),
-    "two seeds alike": (lambda: evaluation.over_seeds([0.5, 0.5]).low, 0.5),
-    "a policy beside itself": (lambda: evaluation.difference(MANY, MANY).low, 0),
-    "no way gone": (lambda: evaluation.gap_closed(MANY, MANY, ALL).value, 0),
+    "two seeds alike": (lambda: intervals.over_seeds([0.5, 0.5]).low, 0.5),
+    "a policy beside itself": (lambda: intervals.difference(MANY, MANY).low, 0),
+    "no way gone": (lambda: intervals.gap_closed(MANY, MANY, ALL).value, 0),
     "chances of 0 and 1": (
         lambda: evaluation.binary_kl([0, 1, 0, 1], [0, 1, 0.5, 0]),
         [0, 0, two, inf],

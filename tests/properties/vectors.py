@@ -72,16 +72,16 @@ ADAPTED = {
     "rejection_sampling.select_random": lambda f: (
         lambda **call: given_lots(f)(**call).sum()
     ),
-    "evaluation.difference": value_of,
-    "evaluation.gap_closed": value_of,
+    "intervals.difference": value_of,
+    "intervals.gap_closed": value_of,
     "evaluation.reward_variance_share": value_of,
     "evaluation.dead_share": value_of,
-    "evaluation.over_seeds": lambda f: lambda **call: [*vars(f(**call)).values()],
+    "intervals.over_seeds": lambda f: lambda **call: [*vars(f(**call)).values()],
 }
 
 
 def module_of(name: str):
-    room = name in ("logprobs", "evaluation")
+    room = name in ("logprobs", "intervals", "evaluation")
     return importlib.import_module(f"minialign{'' if room else '.algorithms'}.{name}")
 
 
