@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from minialign import checkpoint, course, plotting
+from minialign import checkpoint, course, exam, plotting
 from minialign.algorithms import rejection_sampling as rs
 from minialign.evaluation import best_of_n, frontier_at, pass_at_k
 from minialign.intervals import bootstrap
@@ -138,8 +138,8 @@ def run_rejection(config: rs.RejectionSamplingConfig, settings, **options) -> tu
 # ## Before
 
 # %%
-before = course.exam(settings, tokenizer, reference, "before")
-course.show_answers(before)
+before = exam.exam(settings, tokenizer, reference, "before")
+exam.show_answers(before)
 
 # %% [markdown]
 # ## Train
@@ -161,8 +161,8 @@ for i in range(0, len(series["round"]), config.updates):
 # the exam as its last.
 
 # %%
-after = course.exam(settings, tokenizer, policy, "after")
-course.show_answers(after)
+after = exam.exam(settings, tokenizer, policy, "after")
+exam.show_answers(after)
 draws = slice(None, None, config.updates)
 total, each = series["completions"][-1], config.prompts * config.samples
 curve = (
@@ -170,7 +170,7 @@ curve = (
     series["accuracy"][draws] + [float(after.sampled.correct.mean())],
 )
 run = {"config": asdict(config), "series": series, "hand": hand, "curve": curve}
-run |= course.report(settings, tokenizer, policy, reference, before, after, curve)
+run |= exam.report(settings, tokenizer, policy, reference, before, after, curve)
 course.predict("pass@8 after training:", my_guess, run["pass_at_8"][1][0])
 
 # %% [markdown]
@@ -265,8 +265,8 @@ trials = {  # name: (config, other arguments)
 }
 
 # %%
-dials = course.run_dials(settings, tokenizer, reference, trials, run_rejection)
-course.print_dials(dials)
+dials = exam.run_trials(settings, tokenizer, reference, trials, run_rejection)
+exam.print_trials(dials)
 
 # %% [markdown]
 # ## The figures
@@ -302,8 +302,8 @@ plotting.save_figure(figure, settings.figure_path)
 # %%
 figure, axes = plotting.new_figure(3, "What each dial does, and what the filter keeps")
 accuracy, cost, shares = axes
-plotting.draw_dials(accuracy, dials)
-plotting.draw_dial_prices(cost, dials)
+plotting.draw_trials(accuracy, dials)
+plotting.draw_trial_prices(cost, dials)
 drawn, kept = series["style_worked"][draws], series["kept_style_worked"][draws]
 places = np.arange(1, len(drawn) + 1)
 shares.bar(places - 0.2, drawn, 0.4, color=plotting.COLORS[5], label="drawn")
@@ -329,7 +329,7 @@ print(f"""
   pass@8 from {first[0]:.3f} to {last[0]:.3f}: the intervals {moved}.
 """)
 default = next(name for name, trial in trials.items() if trial == (short, {}))
-course.compare_dials(dials, default, "control: by lot", "By right or by lot")
+exam.compare_trials(dials, default, "control: by lot", "By right or by lot")
 ends = [bootstrap(taken.sampled.correct.mean(1)) for taken in (before, after)]
 measure = "sampled accuracy on test problems, 95 % over problems"
 course.finish(settings, run, *ends, measure)

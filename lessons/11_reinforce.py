@@ -36,7 +36,7 @@ from dataclasses import asdict, replace
 import torch
 from tqdm import tqdm
 
-from minialign import checkpoint, course, plotting
+from minialign import checkpoint, course, exam, plotting
 from minialign.algorithms import reinforce
 from minialign.evaluation import policy_gradient, signal_to_noise
 from minialign.intervals import bootstrap
@@ -137,8 +137,8 @@ def run_reinforce(config: reinforce.ReinforceConfig, settings, **options) -> tup
 # ## Before
 
 # %%
-before = course.exam(settings, tokenizer, reference, "before")
-course.show_answers(before)
+before = exam.exam(settings, tokenizer, reference, "before")
+exam.show_answers(before)
 
 # %% [markdown]
 # ## Train
@@ -154,11 +154,11 @@ if settings.preset != "smoke":
 # ## After
 
 # %%
-after = course.exam(settings, tokenizer, policy, "after")
-course.show_answers(after)
+after = exam.exam(settings, tokenizer, policy, "after")
+exam.show_answers(after)
 curve = series["completions"], series["accuracy"]
 run = {"config": asdict(config), "series": series, "hand": hand, "curve": curve}
-run |= course.report(settings, tokenizer, policy, reference, before, after, curve)
+run |= exam.report(settings, tokenizer, policy, reference, before, after, curve)
 grown = run["length"][1][0]
 course.predict("Tokens per answer after training:", my_guess, grown)
 
@@ -258,8 +258,8 @@ trials = {  # name: (config, other arguments)
 }
 
 # %%
-dials = course.run_dials(settings, tokenizer, reference, trials, run_reinforce)
-course.print_dials(dials)
+dials = exam.run_trials(settings, tokenizer, reference, trials, run_reinforce)
+exam.print_trials(dials)
 
 # %% [markdown]
 # ## The figures
@@ -288,8 +288,8 @@ plotting.save_figure(figure, settings.figure_path)
 # %%
 figure, axes = plotting.new_figure(3, "What each dial does to pace, price and noise")
 accuracy, cost, noise = axes
-plotting.draw_dials(accuracy, dials)
-plotting.draw_dial_prices(cost, dials)
+plotting.draw_trials(accuracy, dials)
+plotting.draw_trial_prices(cost, dials)
 row = shown_frozen.get("base", {})
 noise.barh(list(row), row.values(), color=plotting.COLORS[2])
 noise.set(xlabel="signal to noise per answer, at the base")

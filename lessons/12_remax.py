@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from minialign import checkpoint, course, plotting
+from minialign import checkpoint, course, exam, plotting
 from minialign.algorithms import remax
 from minialign.evaluation import policy_gradient, signal_to_noise
 from minialign.intervals import bootstrap
@@ -129,8 +129,8 @@ def run_remax(config: remax.RemaxConfig, settings, stale=False, **options) -> tu
 # ## Before
 
 # %%
-before = course.exam(settings, tokenizer, reference, "before")
-course.show_answers(before)
+before = exam.exam(settings, tokenizer, reference, "before")
+exam.show_answers(before)
 
 # %% [markdown]
 # ## Train
@@ -144,11 +144,11 @@ if settings.preset != "smoke":
 # ## After
 
 # %%
-after = course.exam(settings, tokenizer, policy, "after")
-course.show_answers(after)
+after = exam.exam(settings, tokenizer, policy, "after")
+exam.show_answers(after)
 curve = series["completions"], series["accuracy"]
 run = {"config": asdict(config), "series": series, "hand": hand, "curve": curve}
-run |= course.report(settings, tokenizer, policy, reference, before, after, curve)
+run |= exam.report(settings, tokenizer, policy, reference, before, after, curve)
 silent = float(np.mean(series["ties"]))
 course.predict("Share of sampled answers that tied:", my_guess, silent)
 
@@ -361,8 +361,8 @@ trials = {  # name: (config, other arguments)
 }
 
 # %%
-dials = course.run_dials(settings, tokenizer, reference, trials, run_remax)
-course.print_dials(dials)
+dials = exam.run_trials(settings, tokenizer, reference, trials, run_remax)
+exam.print_trials(dials)
 
 # %% [markdown]
 # ## The figures
@@ -389,7 +389,7 @@ plotting.save_figure(figure, settings.figure_path)
 # %%
 figure, axes = plotting.new_figure(3, "What it is worth, what it costs, what it needs")
 accuracy, noise, memory = axes
-plotting.draw_dials(accuracy, dials)
+plotting.draw_trials(accuracy, dials)
 for shift, (where, row) in zip((-0.2, 0.2), frozen.items(), strict=False):
     values, errors = np.array(list(row.values())).T
     at = np.arange(len(row)) + shift
@@ -416,8 +416,8 @@ print(f"""
 - In the second half {up:.0%} of the comparisons pulled a right answer up and {down:.0%}
   pushed a wrong one down: beside a good greedy answer little is left to praise.
 - The largest item in memory at our size: {largest}.""")
-course.compare_dials(dials, "16,384", "16,384, no baseline", "The baseline's share")
-course.compare_dials(dials, "32,768, half of them greedy", "16,384", "The answers'")
+exam.compare_trials(dials, "16,384", "16,384, no baseline", "The baseline's share")
+exam.compare_trials(dials, "32,768, half of them greedy", "16,384", "The answers'")
 ends = [bootstrap(e.sampled.correct.mean(1)) for e in (before, after)]
 measure = "sampled accuracy on test problems, 95 % over problems"
 course.finish(settings, run, *ends, measure)

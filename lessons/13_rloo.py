@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from minialign import checkpoint, course, plotting
+from minialign import checkpoint, course, exam, plotting
 from minialign.algorithms import rloo
 from minialign.evaluation import dead_share, policy_gradient
 from minialign.intervals import bootstrap
@@ -144,8 +144,8 @@ def run_rloo(config: rloo.RlooConfig, settings, **options) -> tuple:
 # ## Before
 
 # %%
-before = course.exam(settings, tokenizer, reference, "before")
-course.show_answers(before)
+before = exam.exam(settings, tokenizer, reference, "before")
+exam.show_answers(before)
 
 # %% [markdown]
 # ## Train
@@ -159,11 +159,11 @@ if settings.preset != "smoke":
 # ## After
 
 # %%
-after = course.exam(settings, tokenizer, policy, "after")
-course.show_answers(after)
+after = exam.exam(settings, tokenizer, policy, "after")
+exam.show_answers(after)
 curve = series["completions"], series["accuracy"]
 run = {"config": asdict(config), "series": series, "hand": hand, "curve": curve}
-run |= course.report(settings, tokenizer, policy, reference, before, after, curve)
+run |= exam.report(settings, tokenizer, policy, reference, before, after, curve)
 
 # %% [markdown]
 # ## Many problems or few
@@ -284,8 +284,8 @@ others = list(COMPARE)[2:]
 trials |= {name: (short, {"compare": COMPARE[name]}) for name in others}
 
 # %%
-dials = course.run_dials(settings, tokenizer, reference, trials, run_rloo)
-course.print_dials(dials)
+dials = exam.run_trials(settings, tokenizer, reference, trials, run_rloo)
+exam.print_trials(dials)
 plain = [d for d in dials.values() if not d["options"] and d["config"]["beta"] == 0]
 by_split = {d["config"]["samples"]: d for d in plain if d["config"]["lr"] == config.lr}
 by_split = dict(sorted(by_split.items()))  # {K: what was measured}
@@ -325,7 +325,7 @@ plotting.save_figure(figure, settings.figure_path)
 # %%
 figure, axes = plotting.new_figure(3, "What each dial does, and what K costs", width=5)
 accuracy, cost, lost = axes
-plotting.draw_dials(accuracy, dials)
+plotting.draw_trials(accuracy, dials)
 for color, (name, row) in zip(plotting.COLORS, noise.items(), strict=False):
     values, lows, highs = np.array([row[str(K)] for K in SPLITS]).T
     cost.plot(SPLITS, values, "o-", color=color, label=name)

@@ -39,7 +39,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from minialign import checkpoint, course, plotting
+from minialign import checkpoint, course, exam, plotting
 from minialign.algorithms import grpo
 from minialign.intervals import bootstrap
 from minialign.logprobs import kl_ratio_k3, token_logprobs
@@ -160,8 +160,8 @@ def run_grpo(config: grpo.GRPOConfig, settings, **options) -> tuple:
 # ## Before
 
 # %%
-before = course.exam(settings, tokenizer, reference, "before")
-course.show_answers(before)
+before = exam.exam(settings, tokenizer, reference, "before")
+exam.show_answers(before)
 
 # %% [markdown]
 # ## Train
@@ -181,11 +181,11 @@ print(f"largest ratio - 1: {max(series['ratio_first'])}; largest |loss|: {larges
 # ## After
 
 # %%
-after = course.exam(settings, tokenizer, policy, "after")
-course.show_answers(after)
+after = exam.exam(settings, tokenizer, policy, "after")
+exam.show_answers(after)
 curve = series["completions"], series["accuracy"]
 run = {"config": asdict(config), "series": series, "hand": hand, "curve": curve}
-run |= course.report(settings, tokenizer, policy, reference, before, after, curve)
+run |= exam.report(settings, tokenizer, policy, reference, before, after, curve)
 run |= {"relative_weight": relative, "dead_at_base": dead_at_base}
 dead = float(np.mean(series["dead"][-5:]))
 course.predict("Share of dead groups in the last five batches:", my_guess, dead)
@@ -242,8 +242,8 @@ no_clip = replace(short, epochs=4, eps_low=1.0, eps_high=1e9)
 trials |= by_form | {"broken: 4 epochs, no clip": (no_clip, {})}
 
 # %%
-dials = course.run_dials(settings, tokenizer, reference, trials, run_grpo)
-course.print_dials(dials)
+dials = exam.run_trials(settings, tokenizer, reference, trials, run_grpo)
+exam.print_trials(dials)
 plain = next(name for name, trial in trials.items() if trial == (short, {}))
 print(f"\n{'last five batches':<28}{'tokens, A > 0':>14}{'A < 0':>8}{'clipped':>9}")
 for name, dial in dials.items():
@@ -281,7 +281,7 @@ plotting.save_figure(figure, settings.figure_path)
 # %%
 figure, axes = plotting.new_figure(3, "What each part of GRPO does", rows=2, width=5)
 accuracy, forms, words, passes, clips, groups = axes
-plotting.draw_dials(accuracy, dials)
+plotting.draw_trials(accuracy, dials)
 again = ["1 epoch", "2 epochs", "4 epochs", "broken: 4 epochs, no clip"]
 for axis, key, title, names in (
     (forms, "kl", "KL to the base, by form of the price", [plain, *by_form]),

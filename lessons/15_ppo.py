@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from minialign import checkpoint, course, plotting
+from minialign import checkpoint, course, exam, plotting
 from minialign.algorithms import ppo
 from minialign.intervals import bootstrap
 from minialign.logprobs import token_logprobs
@@ -152,8 +152,8 @@ def run_ppo(config: ppo.PPOConfig, settings, layout="own", **options) -> tuple:
 # ## Before
 
 # %%
-before = course.exam(settings, tokenizer, reference, "before")
-course.show_answers(before)
+before = exam.exam(settings, tokenizer, reference, "before")
+exam.show_answers(before)
 
 # %% [markdown]
 # ## Train
@@ -170,11 +170,11 @@ if settings.preset != "smoke":
 # ## After
 
 # %%
-after = course.exam(settings, tokenizer, policy, "after")
-course.show_answers(after)
+after = exam.exam(settings, tokenizer, policy, "after")
+exam.show_answers(after)
 curve = series["completions"], series["accuracy"]
 run = {"config": asdict(config), "series": series, "hand": hand, "curve": curve}
-run |= course.report(settings, tokenizer, policy, reference, before, after, curve)
+run |= exam.report(settings, tokenizer, policy, reference, before, after, curve)
 
 # %% [markdown]
 # ## What the critic thinks, token by token
@@ -274,8 +274,8 @@ trials = {  # name: (config, other arguments)
 }
 
 # %%
-dials = course.run_dials(settings, tokenizer, reference, trials, run_ppo)
-course.print_dials(dials)
+dials = exam.run_trials(settings, tokenizer, reference, trials, run_ppo)
+exam.print_trials(dials)
 
 # %% [markdown]
 # Does the critic earn its cost? At equal answers, and at equal *seconds*: mean accuracy
@@ -325,7 +325,7 @@ plotting.save_figure(figure, settings.figure_path)
 # %%
 figure, axes = plotting.new_figure(3, "λ, the critic's home, and the clip", width=5)
 accuracy, knows, leash = axes
-plotting.draw_dials(accuracy, dials)
+plotting.draw_trials(accuracy, dials)
 knows.plot(series["completions"], plotting.smoothed(known, 5), "k", label="this run")
 for color, name in zip(plotting.COLORS, ("λ 0", "λ 1", "shared trunk"), strict=False):
     if name in dials:
@@ -358,14 +358,14 @@ print(f"""
 for name in [name for name in ("λ 0", "λ 0.5", default, "λ 1") if name in dials]:
     row, value = dials[name], trials[name][0].lam
     print(f"- λ {value:g}: {row['accuracy'][0]:.3f} right, KL {row['kl'][0]:.2f} nats.")
-course.compare_dials(dials, default, "no critic", "A critic (λ 0.95) or none (λ 1)")
-course.compare_dials(dials, "λ 1", "no critic", "A critic or none, both at λ 1")
-course.compare_dials(dials, default, "shared trunk", "Its own network or a trunk")
-course.compare_dials(dials, default, "not whitened", "Whitening or not")
-course.compare_dials(dials, headline, default, "Two steps a pass, or one")
-course.compare_dials(dials, default, names[0], "Two passes over each draw, or four")
-course.compare_dials(dials, *names, "Four passes, with the clip or without")
-course.compare_dials(dials, list(trials)[-1], names[0], "Four times the answers")
+exam.compare_trials(dials, default, "no critic", "A critic (λ 0.95) or none (λ 1)")
+exam.compare_trials(dials, "λ 1", "no critic", "A critic or none, both at λ 1")
+exam.compare_trials(dials, default, "shared trunk", "Its own network or a trunk")
+exam.compare_trials(dials, default, "not whitened", "Whitening or not")
+exam.compare_trials(dials, headline, default, "Two steps a pass, or one")
+exam.compare_trials(dials, default, names[0], "Two passes over each draw, or four")
+exam.compare_trials(dials, *names, "Four passes, with the clip or without")
+exam.compare_trials(dials, list(trials)[-1], names[0], "Four times the answers")
 ends = [bootstrap(taken.sampled.correct.mean(1)) for taken in (before, after)]
 measure = "sampled accuracy on test problems, 95 % over problems"
 course.finish(settings, run, *ends, measure)

@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from minialign import checkpoint, course, plotting
+from minialign import checkpoint, course, exam, plotting
 from minialign.algorithms import dpo
 from minialign.evaluation import frontier
 from minialign.intervals import bootstrap
@@ -137,8 +137,8 @@ def run_dpo(config: dpo.DPOConfig, settings, given=None, **options) -> tuple:
 # ## Before
 
 # %%
-before = course.exam(settings, tokenizer, reference, "before")
-course.show_answers(before)
+before = exam.exam(settings, tokenizer, reference, "before")
+exam.show_answers(before)
 
 # %% [markdown]
 # ## Train
@@ -155,14 +155,14 @@ if settings.preset != "smoke":
 # the rounds before it trained. The test measures the last one.
 
 # %%
-after = course.exam(settings, tokenizer, policy, "after")
-course.show_answers(after)
+after = exam.exam(settings, tokenizer, policy, "after")
+exam.show_answers(after)
 per_round = config.prompts * config.samples
 drawn = [per_round * i for i in range(config.rounds + 1)]
 heights = [*series["reward"][:: config.updates], after.sampled.correct.mean().item()]
 curve = drawn, heights
 run = {"config": asdict(config), "series": series, "hand": hand, "curve": curve}
-run |= course.report(settings, tokenizer, policy, reference, before, after, curve)
+run |= exam.report(settings, tokenizer, policy, reference, before, after, curve)
 late = slice(config.updates * 3 // 4, config.updates)  # the end of the first round
 shifts = {k: np.mean(series[f"{k}_shift"][late]) for k in ("chosen", "rejected")}
 course.predict("Chosen answers, nats:", my_guess, shifts["chosen"])
@@ -209,7 +209,7 @@ def where_it_went(policy, problems) -> dict[str, float]:
 
 
 # %%
-def shares(taken: course.Exam, kind: str) -> float:
+def shares(taken: exam.Exam, kind: str) -> float:
     """Of a policy's sampled answers, the share of this kind."""
     style, _, verdict = kind.partition(", ")
     same = np.array(taken.sampled.styles) == style
@@ -301,8 +301,8 @@ trials = {  # name: (config, other arguments)
 }
 
 # %%
-dials = course.run_dials(settings, tokenizer, reference, trials, run_dpo)
-course.print_dials(dials)
+dials = exam.run_trials(settings, tokenizer, reference, trials, run_dpo)
+exam.print_trials(dials)
 for name, row in dials.items():
     ends = [np.mean(row["series"][f"{k}_shift"][-16:]) for k in ("chosen", "rejected")]
     mix = "  ".join(f"{s} {row['styles'][f'style_{s}']:.2f}" for s in STYLES)
@@ -340,12 +340,12 @@ plotting.save_figure(figure, settings.figure_path)
 # %%
 figure, axes = plotting.new_figure(3, "Whose pairs, how long a leash", height=4.4)
 accuracy, leash, mix = axes
-plotting.draw_dials(accuracy, dials)
+plotting.draw_trials(accuracy, dials)
 accuracy.set_title("4,096 answers each (given pairs: none)")
 leash.plot(*frontier(course.base_success()), color="#888", label="frontier (test)")
 leash.set(ylim=(0, 1), title="what beta does, after one round")
 betas = [n for n in dials if n[:4] == "beta" and dials[n]["config"]["lr"] == config.lr]
-plotting.draw_dial_prices(leash, dials, betas)
+plotting.draw_trial_prices(leash, dials, betas)
 leash.legend(loc="lower right")
 
 # %%
@@ -378,7 +378,7 @@ print(f"""
 for name in [name for name in dials if name.startswith("beta")]:
     moved = np.mean(dials[name]["series"]["chosen_shift"][-16:])  # the last steps
     print(f"- {name}: chosen answers moved by {moved:+.2f} nats.")
-course.compare_dials(dials, default, "4 rounds of 1,024", "4,096 answers, once or not")
+exam.compare_trials(dials, default, "4 rounds of 1,024", "4,096 answers, once or not")
 ends = [bootstrap(e.sampled.correct.mean(1)) for e in (before, after)]
 measure = "sampled accuracy on test problems, 95 % over problems"
 course.finish(settings, run, *ends, measure)

@@ -40,7 +40,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from minialign import checkpoint, course, plotting
+from minialign import checkpoint, course, exam, plotting
 from minialign.algorithms import rrhf
 from minialign.intervals import bootstrap
 from minialign.logprobs import masked_sum, token_logprobs
@@ -134,8 +134,8 @@ def run_rrhf(config: rrhf.RRHFConfig, settings, answers=None, **options) -> tupl
 # ## Before
 
 # %%
-before = course.exam(settings, tokenizer, reference, "before")
-course.show_answers(before)
+before = exam.exam(settings, tokenizer, reference, "before")
+exam.show_answers(before)
 
 # %% [markdown]
 # ## What does the base score highest?
@@ -223,14 +223,14 @@ for i in range(0, len(series["round"]), config.updates):
 # ## After
 
 # %%
-after = course.exam(settings, tokenizer, policy, "after")
-course.show_answers(after)
+after = exam.exam(settings, tokenizer, policy, "after")
+exam.show_answers(after)
 draws = slice(None, None, config.updates)
 last = float(after.sampled.correct.mean())
 curve = [0, *series["completions"][draws]], [*series["accuracy"][draws], last]
 run = {"config": asdict(config), "series": series, "hand": hand, "curve": curve}
 run |= {"kinds": kinds, "pairs": pairs, "pairs_by_sums": by_sums}
-run |= course.report(settings, tokenizer, policy, reference, before, after, curve)
+run |= exam.report(settings, tokenizer, policy, reference, before, after, curve)
 
 # %% [markdown]
 # ## Dials, and breaking it
@@ -307,8 +307,8 @@ trials = {  # name: (config, other arguments)
 }
 
 # %%
-dials = course.run_dials(settings, tokenizer, reference, trials, run_rrhf)
-course.print_dials(dials)
+dials = exam.run_trials(settings, tokenizer, reference, trials, run_rrhf)
+exam.print_trials(dials)
 
 # %% [markdown]
 # ## The figures
@@ -343,7 +343,7 @@ plotting.save_figure(figure, settings.figure_path)
 # %%
 figure, axes = plotting.new_figure(3, "Whose answers, how much imitation", height=4.6)
 accuracy, mix, order = axes
-plotting.draw_dials(accuracy, dials)
+plotting.draw_trials(accuracy, dials)
 bottom = np.zeros(len(dials))
 for style, color in plotting.STYLE_COLORS.items():
     share = np.array([dial["styles"][f"style_{style}"] for dial in dials.values()])
@@ -376,12 +376,12 @@ print(f"""
 """)
 
 # %%
-course.compare_dials(dials, "imitation alone", "ranking alone", "Either term by itself")
-course.compare_dials(dials, DEFAULT, "imitation alone", "What ranking adds")
-course.compare_dials(dials, DEFAULT, PAPER, "More imitation than the paper's")
-course.compare_dials(dials, "ranking sums", DEFAULT, "Sums for means")
-course.compare_dials(dials, DEFAULT, "given answers", "Own answers or others'")
-course.compare_dials(dials, "own answers, 4 rounds", DEFAULT, "Fresh answers, as many")
+exam.compare_trials(dials, "imitation alone", "ranking alone", "Either term by itself")
+exam.compare_trials(dials, DEFAULT, "imitation alone", "What ranking adds")
+exam.compare_trials(dials, DEFAULT, PAPER, "More imitation than the paper's")
+exam.compare_trials(dials, "ranking sums", DEFAULT, "Sums for means")
+exam.compare_trials(dials, DEFAULT, "given answers", "Own answers or others'")
+exam.compare_trials(dials, "own answers, 4 rounds", DEFAULT, "Fresh answers, as many")
 for name in ("ranking alone", "broken: padded width", "imitation alone"):
     if name in dials:
         dial, norm = dials[name], np.median(dials[name]["series"]["grad_norm"])

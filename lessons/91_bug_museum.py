@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minialign import course, plotting, sampling
+from minialign import course, exam, plotting, sampling
 from minialign.algorithms import grpo
 from minialign.intervals import Estimate
 from minialign.logprobs import probability_ratio, token_logprobs
@@ -263,8 +263,8 @@ trials = {"right": (config, {}), "right, at 0.7": (cold, {})}
 for exhibit in places:
     own = cold if exhibit == "two temperatures" else config
     trials[exhibit] = (own, {"exhibit": exhibit})
-dials = course.run_dials(settings, tokenizer, reference, trials, run_grpo)
-course.print_dials(dials)
+dials = exam.run_trials(settings, tokenizer, reference, trials, run_grpo)
+exam.print_trials(dials)
 rivals = {name: "right, at 0.7" if own is cold else "right"
           for name, (own, options) in trials.items() if options}  # fmt: skip
 below = [name for name, rival in rivals.items() if {name, rival} <= dials.keys()
@@ -300,7 +300,7 @@ plotting.save_figure(figure, settings.figure_path)
 print(f"- Of {len(rivals)} bugs {len(rising)} end above the base ({start[0]:.2f}), "
       f"beyond the intervals; {len(below)} end below the right code.")  # fmt: skip
 for name, rival in rivals.items():
-    course.compare_dials(dials, name, rival, f"caught by {properties[name].__name__}")
+    exam.compare_trials(dials, name, rival, f"caught by {properties[name].__name__}")
 run = {"caught": caught, "below": below, "rising": rising}
 none = [0.0, 0.0, 0.0]
 last = min(dials.values(), key=lambda dial: dial["accuracy"][0], default={})

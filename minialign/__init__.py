@@ -20,5 +20,5 @@ V vocabulary, K samples per prompt; index s scores the choice of tokens[:, s + 1
 *_loss is minimised. The log-probability of a response is the sum over its tokens, EOS
 included. The rooms, in the order in which they import each other: families, problems,
 tokenizer, checks, model, logprobs, sampling, rewards, intervals, evaluation,
-training, checkpoint, plotting, algorithms, course.
+training, checkpoint, plotting, algorithms, course, exam.
 """

@@ -84,9 +84,9 @@ def save_run(lesson: str, run: dict, seed: int, local: bool) -> Path:
         raise ValueError(f"run: its numbers must be finite: {error}") from None
 
 
-def save_dials(name: str, dials: dict[str, dict]) -> Path:
-    """Write the record of a lesson's dials: {trial: what was measured}, in order."""
-    return _write(FIGURES / f"{name}.json", dials)
+def save_trials(name: str, trials: dict[str, dict]) -> Path:
+    """Write the record of a lesson's trials: {trial: what was measured}, in order."""
+    return _write(FIGURES / f"{name}.json", trials)
 
 
 def _write(path: Path, record: dict[str, dict]) -> Path:
@@ -238,39 +238,39 @@ def draw_price(
     axes.set_title("what its accuracy costs")
 
 
-def draw_dials(
-    axes: Axes, dials: dict[str, dict], names: Sequence[str] | None = None
+def draw_trials(
+    axes: Axes, trials: dict[str, dict], names: Sequence[str] | None = None
 ) -> None:
     """A dot a trial, from the top down: sampled accuracy with its interval."""
-    names = _on_record(dials, names)
+    names = _on_record(trials, names)
     if not names:
-        axes.set_title("(no dials on record)")
+        axes.set_title("(no trials on record)")
         return
     for row, name in enumerate(names):
-        value, low, high = dials[name]["accuracy"]
+        value, low, high = trials[name]["accuracy"]
         axes.plot([low, high], [row, row], color=COLORS[0], alpha=0.4, lw=3)
         axes.plot(value, row, "o", color=COLORS[0])
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.set(ylim=(len(names) - 0.5, -0.5), xlabel="sampled accuracy, validation")
 
 
-def draw_dial_prices(
-    axes: Axes, dials: dict[str, dict], names: Sequence[str] | None = None
+def draw_trial_prices(
+    axes: Axes, trials: dict[str, dict], names: Sequence[str] | None = None
 ) -> None:
     """A dot a trial: accuracy against KL. Labels stand apart, at the right margin."""
-    names = _on_record(dials, names)
-    names.sort(key=lambda name: dials[name]["accuracy"][0])
+    names = _on_record(trials, names)
+    names.sort(key=lambda name: trials[name]["accuracy"][0])
     axes.set(xlabel="KL to the base, nats per answer", ylabel="sampled accuracy")
     for name in names:
-        kl = dials[name]["kl"][0]
-        accuracy = dials[name]["accuracy"][0]
+        kl = trials[name]["kl"][0]
+        accuracy = trials[name]["accuracy"][0]
         axes.plot(kl, accuracy, "o", color=COLORS[0])
     low, high = axes.get_ylim()
     apart = (high - low) / 18
     height = -np.inf  # of the label before
     for name in names:
-        kl = dials[name]["kl"][0]
-        accuracy = dials[name]["accuracy"][0]
+        kl = trials[name]["kl"][0]
+        accuracy = trials[name]["accuracy"][0]
         height = max(accuracy, height + apart)  # never on the label underneath
         axes.annotate(
             name,

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -140,117 +139,6 @@ def test_smoothing_keeps_length_and_constants():
     assert plotting.smoothed([1, 2, 3], 1).tolist() == [1, 2, 3]
 
 
-# How good a policy is, and dials
-
-
-def smoke_settings(seed=0, preset="smoke"):
-    arguments = ["--preset", preset, "--device", "cpu", "--seed", str(seed)]
-    return course.setup("98_test.py", arguments)
-
-
-def test_a_policy_that_did_not_move_closed_no_gap(tokenizer, capsys):
-    settings = smoke_settings()
-    base = course.load_policy(tokenizer, settings.device)
-    taken = course.exam(settings, tokenizer, base, "before")
-    assert taken.sampled.correct.shape == (8, 8)
-    curve = [0, 100, 200, 400], [0.2, 0.9, 0.8, 0.4]
-    run = course.report(settings, tokenizer, base, base, taken, taken, curve)
-    assert run["gap_closed"] == [0.0, 0.0, 0.0] and run["kl"] == [0.0, 0.0, 0.0]
-    assert run["sampled"][0] == run["sampled"][1]
-    accuracy = taken.sampled.correct.mean()
-    assert run["sampled"][0][0] == run["accuracy_at_kl"] == pytest.approx(accuracy)
-    assert run["completions_to_0.8"] == 100
-    assert run["area"] == pytest.approx((0.55 * 100 + 0.85 * 100 + 0.6 * 200) / 400)
-    low = [0, 100], [0.2, 0.79]
-    run = course.report(settings, tokenizer, base, base, taken, taken, low)
-    assert run["completions_to_0.8"] is None
-    assert "never reached" in capsys.readouterr().out
-
-
-@dataclass(frozen=True)
-class Knob:
-    lr: float = 0.1
-    micro_batch: int = 4
-
-
-@pytest.fixture
-def dialled(folders, tokenizer, monkeypatch):
-    """run_dials with a run that only notes what it was asked; every trial "judged"."""
-    asked = []
-    judged = {"accuracy": [0.5, 0.4, 0.6], "greedy": [0.5], "kl": [0.1]}
-    judged |= {"length": 20.0, "pass_at_4": 0.7}
-    monkeypatch.setattr(course, "_judge", lambda *args: judged)
-
-    def run(config, settings, **options):
-        if config.lr < 0:
-            raise KeyboardInterrupt
-        asked.append((config.lr, settings.seed, sorted(options)))
-        return None, {"seconds": [1.0, 2.0]}
-
-    def dial(trials, seed=0, preset="full"):
-        asked.clear()
-        settings = smoke_settings(seed, preset)
-        return asked, course.run_dials(settings, tokenizer, None, trials, run)
-
-    (folders / "local").mkdir(parents=True)
-    return dial
-
-
-def test_a_dial_on_record_is_not_run_again(dialled, capsys):
-    trials = {"a": (Knob(), {}), "b": (Knob(0.2), {"f": max})}
-    asked, dials = dialled(trials)
-    assert asked == [(0.1, course.TUNING_SEED, []), (0.2, course.TUNING_SEED, ["f"])]
-    assert dials["b"]["options"] == {"f": "max"} and dials["b"]["seconds"] == 2
-    assert dialled(trials) == ([], dials)
-    assert dialled({"a": (Knob(micro_batch=2), {})})[0] == []  # it bounds memory alone
-    # Another name for the same settings is a new name; another setting is a new run.
-    asked, dials = dialled({"c": trials["a"], "b": (Knob(0.2), {"f": min})})
-    assert asked == [(0.2, course.TUNING_SEED, ["f"])] and list(dials) == ["c", "b"]
-    course.print_dials(dials)
-    assert "0.500 [0.400, 0.600]" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "two, verdict",
-    [
-        ([0.3, 0.2, 0.39], "above"),
-        ([0.3, 0.2, 0.4], "not told apart from"),
-        ([0.7, 0.6, 0.8], "not told apart from"),
-        ([0.7, 0.61, 0.8], "below"),
-    ],
-)
-def test_trials_are_told_apart_by_their_intervals(two, verdict, capsys):
-    dials = {"one": {"accuracy": [0.5, 0.4, 0.6]}, "two": {"accuracy": two}}
-    course.compare_dials(dials, "one", "two", "Does it matter")
-    expected = f"- Does it matter:\n  one, 0.500, is {verdict} two, {two[0]:.3f}.\n"
-    assert capsys.readouterr().out == expected
-    course.compare_dials(dials, "one", "three", "Not on record")
-    assert not capsys.readouterr().out
-
-
-def test_two_functions_without_a_name_are_two_dials(dialled):
-    trials = {"a": (Knob(), {"f": lambda: 1}), "b": (Knob(), {"f": lambda: 2})}
-    asked, dials = dialled(trials)
-    assert len(asked) == 2 and dials["a"]["options"] != dials["b"]["options"]
-
-
-def test_an_interrupt_keeps_the_dials_so_far(dialled):
-    with pytest.raises(KeyboardInterrupt):
-        dialled({"a": (Knob(), {}), "b": (Knob(-1.0), {})})
-    assert dialled({"a": (Knob(), {})})[0] == []
-
-
-def test_other_seeds_and_quick_show_the_record_and_smoke_leaves_it(dialled):
-    trials = {"a": (Knob(), {})}
-    assert dialled(trials, preset="quick") == ([], {})
-    asked, dials = dialled(trials, preset="smoke")
-    assert len(asked) == 1 and list(dials) == ["a"]
-    assert dialled(trials, preset="quick") == ([], {})
-    _, dials = dialled(trials)
-    for seed, preset in ((0, "quick"), (1, "full")):
-        assert dialled({"z": (Knob(9.0), {})}, seed, preset) == ([], dials)
-
-
 def test_figures_stand_without_any_record():
     figure, axes = plotting.new_figure(3, "message")
     base = course.base_facts()
@@ -259,10 +147,10 @@ def test_figures_stand_without_any_record():
     plotting.draw_rise(axes[0], [run, run], run, "full", base, "method")
     plotting.draw_price(axes[1], [], course.base_success(), base)
     plotting.draw_price(axes[1], [run], course.base_success(), base)
-    plotting.draw_dials(axes[2], {})
-    dial = {"accuracy": [0.5, 0.4, 0.6], "kl": [1.0]}
-    plotting.draw_dials(axes[2], {"a": dial}, ["a", "not there"])
-    plotting.draw_dial_prices(axes[1], {"a": dial, "b": dial}, ["b", "a", "no"])
+    plotting.draw_trials(axes[2], {})
+    trial = {"accuracy": [0.5, 0.4, 0.6], "kl": [1.0]}
+    plotting.draw_trials(axes[2], {"a": trial}, ["a", "not there"])
+    plotting.draw_trial_prices(axes[1], {"a": trial, "b": trial}, ["b", "a", "no"])
     low, high = [text.xyann[1] for text in axes[1].texts[-2:]]
     assert high > low
     assert [t.get_text() for t in axes[2].get_yticklabels()] == ["a"]

@@ -1,0 +1,127 @@
+"""What every method is compared by: the exam, the report, and trials of settings."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from minialign import course, exam, plotting
+
+
+@pytest.fixture
+def tokenizer():
+    return course.load_tokenizer()
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(plotting, "FIGURES", tmp_path / "figures")
+    monkeypatch.setattr(plotting, "LOCAL", tmp_path / "figures" / "local")
+    return tmp_path / "figures"
+
+
+def smoke_settings(seed=0, preset="smoke"):
+    arguments = ["--preset", preset, "--device", "cpu", "--seed", str(seed)]
+    return course.setup("98_test.py", arguments)
+
+
+def test_a_policy_that_did_not_move_closed_no_gap(tokenizer, capsys):
+    settings = smoke_settings()
+    base = course.load_policy(tokenizer, settings.device)
+    taken = exam.exam(settings, tokenizer, base, "before")
+    assert taken.sampled.correct.shape == (8, 8)
+    curve = [0, 100, 200, 400], [0.2, 0.9, 0.8, 0.4]
+    run = exam.report(settings, tokenizer, base, base, taken, taken, curve)
+    assert run["gap_closed"] == [0.0, 0.0, 0.0] and run["kl"] == [0.0, 0.0, 0.0]
+    assert run["sampled"][0] == run["sampled"][1]
+    accuracy = taken.sampled.correct.mean()
+    assert run["sampled"][0][0] == run["accuracy_at_kl"] == pytest.approx(accuracy)
+    assert run["completions_to_0.8"] == 100
+    assert run["area"] == pytest.approx((0.55 * 100 + 0.85 * 100 + 0.6 * 200) / 400)
+    low = [0, 100], [0.2, 0.79]
+    run = exam.report(settings, tokenizer, base, base, taken, taken, low)
+    assert run["completions_to_0.8"] is None
+    assert "never reached" in capsys.readouterr().out
+
+
+@dataclass(frozen=True)
+class Knob:
+    lr: float = 0.1
+    micro_batch: int = 4
+
+
+@pytest.fixture
+def tried(folders, tokenizer, monkeypatch):
+    """run_trials with a run that only notes what it was asked; every trial "judged"."""
+    asked = []
+    judged = {"accuracy": [0.5, 0.4, 0.6], "greedy": [0.5], "kl": [0.1]}
+    judged |= {"length": 20.0, "pass_at_4": 0.7}
+    monkeypatch.setattr(exam, "_judge", lambda *args: judged)
+
+    def run(config, settings, **options):
+        if config.lr < 0:
+            raise KeyboardInterrupt
+        asked.append((config.lr, settings.seed, sorted(options)))
+        return None, {"seconds": [1.0, 2.0]}
+
+    def try_them(trials, seed=0, preset="full"):
+        asked.clear()
+        settings = smoke_settings(seed, preset)
+        return asked, exam.run_trials(settings, tokenizer, None, trials, run)
+
+    (folders / "local").mkdir(parents=True)
+    return try_them
+
+
+def test_a_trial_on_record_is_not_run_again(tried, capsys):
+    trials = {"a": (Knob(), {}), "b": (Knob(0.2), {"f": max})}
+    asked, found = tried(trials)
+    assert asked == [(0.1, exam.TUNING_SEED, []), (0.2, exam.TUNING_SEED, ["f"])]
+    assert found["b"]["options"] == {"f": "max"} and found["b"]["seconds"] == 2
+    assert tried(trials) == ([], found)
+    assert tried({"a": (Knob(micro_batch=2), {})})[0] == []  # it bounds memory alone
+    # Another name for the same settings is a new name; another setting is a new run.
+    asked, found = tried({"c": trials["a"], "b": (Knob(0.2), {"f": min})})
+    assert asked == [(0.2, exam.TUNING_SEED, ["f"])] and list(found) == ["c", "b"]
+    exam.print_trials(found)
+    assert "0.500 [0.400, 0.600]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "two, verdict",
+    [
+        ([0.3, 0.2, 0.39], "above"),
+        ([0.3, 0.2, 0.4], "not told apart from"),
+        ([0.7, 0.6, 0.8], "not told apart from"),
+        ([0.7, 0.61, 0.8], "below"),
+    ],
+)
+def test_trials_are_told_apart_by_their_intervals(two, verdict, capsys):
+    found = {"one": {"accuracy": [0.5, 0.4, 0.6]}, "two": {"accuracy": two}}
+    exam.compare_trials(found, "one", "two", "Does it matter")
+    expected = f"- Does it matter:\n  one, 0.500, is {verdict} two, {two[0]:.3f}.\n"
+    assert capsys.readouterr().out == expected
+    exam.compare_trials(found, "one", "three", "Not on record")
+    assert not capsys.readouterr().out
+
+
+def test_two_functions_without_a_name_are_two_trials(tried):
+    trials = {"a": (Knob(), {"f": lambda: 1}), "b": (Knob(), {"f": lambda: 2})}
+    asked, found = tried(trials)
+    assert len(asked) == 2 and found["a"]["options"] != found["b"]["options"]
+
+
+def test_an_interrupt_keeps_the_trials_so_far(tried):
+    with pytest.raises(KeyboardInterrupt):
+        tried({"a": (Knob(), {}), "b": (Knob(-1.0), {})})
+    assert tried({"a": (Knob(), {})})[0] == []
+
+
+def test_other_seeds_and_quick_show_the_record_and_smoke_leaves_it(tried):
+    trials = {"a": (Knob(), {})}
+    assert tried(trials, preset="quick") == ([], {})
+    asked, found = tried(trials, preset="smoke")
+    assert len(asked) == 1 and list(found) == ["a"]
+    assert tried(trials, preset="quick") == ([], {})
+    _, found = tried(trials)
+    for seed, preset in ((0, "quick"), (1, "full")):
+        assert tried({"z": (Knob(9.0), {})}, seed, preset) == ([], found)
