@@ -1462,6 +1462,23 @@ def over_seeds(values):
     return [centre, centre - half, centre + half]
 
 
+def rows_of_seeds(dice):
+    cases = [("all alike: no width", [[0.25, 0.5]] * 3), ("large", [[1e6], [3e6]])]
+    for n in range(2, 11):
+        cases.append((f"{n} seeds", decimals(dice, n, 4, low=-1, high=1)))
+    cases.append(("one problem", decimals(dice, 3, 1, low=-1, high=1)))
+    cases.append(("close to 0", decimals(dice, 3, 4, low=-0.05, high=0.05)))
+    return [(note, {"differences": rows}) for note, rows in cases]
+
+
+@vectors("intervals.verdict", rows_of_seeds)
+def verdict(differences):
+    """[mean, mean − t s / √n, mean + t s / √n] of the mean of each of n rows, a row a
+    seed, as over_seeds (the word follows from the last two; of one row the interval is
+    drawn)"""
+    return over_seeds([mean(row) for row in differences])
+
+
 # evaluation
 
 TABLES = {  # note: N problems, n answers, k, chance of a right one

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from minialign.intervals import (
     STUDENT_T,
     Estimate,
+    Verdict,
     bootstrap,
     difference,
     gap_closed,
     over_seeds,
+    verdict,
 )
 
 NAN = float("nan")
@@ -163,6 +165,132 @@ def test_resampled_sets_without_a_gap_say_nothing_of_it():
     assert (found.value, found.low, found.high) == (-1, -1, 0)
 
 
+# Verdicts. With three seeds the half width is 4.3027 s / √3 = 2.48417 s
+
+
+def rows(*means, width=0.5):
+    """A row a seed: two problems, as far above the seed's mean as below it."""
+    return [[mean - width, mean + width] for mean in means]
+
+
+@pytest.mark.parametrize(
+    "means, printed",
+    [
+        # s = 0.1: ± 0.24842
+        ([0.1, 0.2, 0.3], "+0.200 [-0.048, +0.448] over 3 seeds: undecided"),
+        # s = 0.01: ± 0.02484
+        ([0.19, 0.2, 0.21], "+0.200 [+0.175, +0.225] over 3 seeds: apart"),
+        ([-0.21, -0.2, -0.19], "-0.200 [-0.225, -0.175] over 3 seeds: apart"),
+        ([0.03, 0.04, 0.05], "+0.040 [+0.015, +0.065] over 3 seeds: apart"),
+        ([0.01, 0.02, 0.03], "+0.020 [-0.005, +0.045] over 3 seeds: equal"),
+        ([-0.02, -0.01, 0.0], "-0.010 [-0.035, +0.015] over 3 seeds: equal"),
+        # s = 0.002: ± 0.00497
+        (
+            [0.028, 0.03, 0.032],
+            "+0.030 [+0.025, +0.035] over 3 seeds: apart by less than 0.05",
+        ),
+        (
+            [-0.032, -0.03, -0.028],
+            "-0.030 [-0.035, -0.025] over 3 seeds: apart by less than 0.05",
+        ),
+        # two seeds: s / √2 is half their distance; 12.7062 x 0.05, and x 0.01
+        ([0.1, 0.2], "+0.150 [-0.485, +0.785] over 2 seeds: undecided"),
+        ([0.3, 0.32], "+0.310 [+0.183, +0.437] over 2 seeds: apart"),
+        # four: s = √(0.0005 / 3) = 0.012910; 3.1824 s / 2 = 0.020542
+        ([0.0, 0.01, 0.02, 0.03], "+0.015 [-0.006, +0.036] over 4 seeds: equal"),
+    ],
+)
+def test_verdicts_by_hand(means, printed):
+    found = verdict(rows(*means))
+    assert str(found) == printed
+    assert found.seeds == len(means) and printed.endswith(f": {found.word}")
+    assert str(verdict(rows(*means, width=3.0))) == printed  # problems are averaged
+
+
+def test_a_verdict_holds_the_interval_over_the_seeds():
+    found = verdict(rows(0.1, 0.2, 0.3))
+    half = 4.3027 * 0.1 / math.sqrt(3)
+    assert found.estimate.value == pytest.approx(0.2)
+    assert found.estimate.low == pytest.approx(0.2 - half)
+    assert found.estimate.high == pytest.approx(0.2 + half)
+
+
+@pytest.mark.parametrize(
+    "low, high, word",
+    [
+        (0.0, 0.2, "undecided"),  # an interval holds its ends: 0 is not excluded
+        (-0.2, 0.0, "undecided"),
+        (1e-9, 0.2, "apart"),
+        (-0.2, -1e-9, "apart"),
+        (0.0, 0.0, "equal"),
+        (-0.01, 0.05, "undecided"),  # and "less than 0.05" is less
+        (-0.05, 0.01, "undecided"),
+        (-0.05 + 1e-9, 0.05 - 1e-9, "equal"),
+        (0.01, 0.05, "apart"),
+        (-0.05, -0.01, "apart"),
+        (0.01, 0.05 - 1e-9, "apart by less than 0.05"),
+        (0.05, 0.05, "apart"),
+        (-1.0, 1.0, "undecided"),
+        (-1.0, 0.01, "undecided"),
+    ],
+)
+def test_on_a_bound_nothing_is_claimed(low, high, word):
+    estimate = Estimate((low + high) / 2, low, high)
+    assert Verdict(estimate, seeds=3).word == word
+    inside = -0.05 < low and high < 0.05
+    assert Verdict(estimate, seeds=1).word == ("equal" if inside else "undecided")
+
+
+def test_seeds_that_touch_a_bound():
+    assert verdict([[0.05], [0.05]]).estimate == Estimate(0.05, 0.05, 0.05)
+    assert verdict([[0.05], [0.05]]).word == "apart"
+    assert verdict([[0.0, 0.0]] * 3).word == "equal"
+
+
+@pytest.mark.parametrize(
+    "row, printed",
+    [
+        # the interval of these five is worked out above
+        ([0, 0, 4, 4, 4], "+2.400 [+0.800, +4.000], one seed: undecided"),
+        ([0.2] * 9, "+0.200 [+0.200, +0.200], one seed: undecided"),
+        ([-0.2] * 9, "-0.200 [-0.200, -0.200], one seed: undecided"),
+        ([0.02] * 9, "+0.020 [+0.020, +0.020], one seed: equal"),
+        ([0.0] * 9, "+0.000 [+0.000, +0.000], one seed: equal"),
+    ],
+)
+def test_one_seed_is_printed_as_one(row, printed):
+    assert str(verdict([row])) == printed
+    assert verdict([row]).seeds == 1
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=20), st.integers(0, 9))
+@example([1.0] * 20, 0)
+def test_one_seed_is_never_called_apart(row, seed):
+    found = verdict([row], seed=seed)
+    assert found.word in ("equal", "undecided")
+    assert found.estimate == bootstrap(row, seed=seed)
+
+
+def test_many_problems_do_not_stand_in_for_seeds():
+    """Three runs that disagree, each very sure of itself."""
+    row = np.zeros(300)
+    runs = [row + 0.1, row + 0.2, row + 0.3]
+    assert bootstrap(np.concatenate(runs)).low > 0.19
+    assert verdict(runs).word == "undecided"
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_two_equal_methods_are_called_apart_once_in_twenty(seeds):
+    """Whatever the number of seeds: two of them are no easier to believe."""
+    generator = np.random.default_rng(0)
+    called = 0
+    for _ in range(2000):
+        luck = generator.normal(size=(seeds, 1))  # of the run
+        noise = generator.normal(size=(seeds, 5))  # of the problem
+        called += verdict(luck + noise).word == "apart"
+    assert 0.035 < called / 2000 < 0.065
+
+
 # What is refused
 
 
@@ -179,8 +307,27 @@ def test_resampled_sets_without_a_gap_say_nothing_of_it():
         (lambda: over_seeds([0.5]), "got 1"),
         (lambda: over_seeds([0.5] * 11), "got 11"),
         (lambda: over_seeds([0.5, math.inf]), "inf"),
+        (lambda: verdict([0.1, 0.2, 0.3]), "differences must have 2 filled dim"),
+        (lambda: verdict([]), "differences must have 2 filled dimensions"),
+        (lambda: verdict([[0.5, NAN]] * 3), r"differences must be finite.*\[0, 1\]"),
+        (lambda: verdict([[0.5]]), "1 seeds on 1 problems; .* at least 2 problems"),
+        (lambda: verdict([[0.5, 0.5]] * 11), "11 seeds on 2 problems; at most 10"),
     ],
 )
 def test_refused_numbers(call, message):
     with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: verdict([[0.1, 0.2], [0.1]]),
+        lambda: verdict("words"),
+        lambda: bootstrap([object()]),
+        lambda: over_seeds(["a", "b"]),
+    ],
+)
+def test_what_is_no_table_of_numbers_is_refused(call):
+    with pytest.raises(TypeError, match=": (differences|values) must be numbers"):
         call()

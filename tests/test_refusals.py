@@ -613,7 +613,22 @@ ODD = (*ODD, [0.0, 1.0])
 refuse(intervals.difference, {"a": MANY, "b": MANY}, a=ODD, b=ODD)
 call = {"before": MANY, "after": MANY, "ceiling": ALL}
 refuse(intervals.gap_closed, call, before=ODD, after=ODD, ceiling=(*ODD, MANY))
+ELEVEN = [[0.1, 0.2]] * 11
+bad = (
+    [],
+    1.0,
+    [0.0, 1.0],
+    [[]],
+    [[nan, 1.0]],
+    [[0.0, 1.0], [0.0, inf]],
+    [[1.0]],
+    ELEVEN,
+)
+refuse(intervals.verdict, {}, differences=bad)
 refuse(intervals.check_numbers, {"name": "x", "rank": 1}, x=ODD[:-1])
+bad = {"words": ["a", "b"], "objects": [object()], "ragged": [[1], [1, 2]]}
+refuse(intervals.check_numbers, {"name": "x", "rank": 2}, TypeError, x=bad)
+refuse(intervals.verdict, {}, TypeError, differences=bad)
 
 # REFUSED: evaluation
 
@@ -1344,6 +1359,8 @@ LEGAL = {
         lambda: evaluation.reward_variance_share([[0.1, 0.1]] * 2).value,
         0,
     ),
+    "two seeds apart": (lambda: intervals.verdict([[0.2], [0.2]]).word, "apart"),
+    "one seed of two": (lambda: intervals.verdict([[0.2, 0.2]]).word, "undecided"),
     "two seeds alike": (lambda: intervals.over_seeds([0.5, 0.5]).low, 0.5),
     "a policy beside itself": (lambda: intervals.difference(MANY, MANY).low, 0),
     "no way gone": (lambda: intervals.gap_closed(MANY, MANY, ALL).value, 0),

@@ -61,6 +61,10 @@ def value_of(f):
     return lambda **call: f(**call).value
 
 
+def ends_of(estimate):
+    return [estimate.value, estimate.low, estimate.high]
+
+
 ADAPTED = {
     "logprobs.token_logprobs": lambda f: partial(asked, f),
     "dpo.dpo_loss": partial(named, "per_pair", dpo),
@@ -76,7 +80,8 @@ ADAPTED = {
     "intervals.gap_closed": value_of,
     "evaluation.reward_variance_share": value_of,
     "evaluation.dead_share": value_of,
-    "intervals.over_seeds": lambda f: lambda **call: [*vars(f(**call)).values()],
+    "intervals.over_seeds": lambda f: lambda **call: ends_of(f(**call)),
+    "intervals.verdict": lambda f: lambda **call: ends_of(f(**call).estimate),
 }
 
 
