@@ -101,7 +101,7 @@ def sample_answers(
             f"sample_answers: first_token {first_token!r} is {len(forced)} tokens; a "
             f"budget of {max_new_tokens} allows 1 to {max_new_tokens - 1}"
         )
-    drawn = []
+    drawn: list[list[_Judged]] = []  # (N, K)
     step = max(1, batch_rows // samples)
     starts = range(0, len(problems), step)
     for start in tqdm(starts, "answers", delay=2, leave=False, disable=None):
@@ -117,29 +117,68 @@ def sample_answers(
             greedy=greedy,
             generator=generator,
         )
-        asked = [problem for problem in batch for _ in range(samples)]
-        responses = [forced + ids for ids in rollout.responses()]
-        for row in zip(asked, responses, rollout.truncated.tolist(), strict=True):
-            drawn.append(_judge(tokenizer, *row))
+        responses = rollout.responses()
+        truncated = rollout.truncated.tolist()
+        for index, problem in enumerate(batch):
+            judged = []
+            for row in range(index * samples, (index + 1) * samples):
+                ids = forced + responses[row]
+                judged.append(_judge(tokenizer, problem, ids, truncated[row]))
+            drawn.append(judged)
 
-    def grid(field: Sequence) -> list[list]:
-        return [list(field[i : i + samples]) for i in range(0, len(field), samples)]
+    def column(field: str) -> list[list]:
+        return [[getattr(answer, field) for answer in answers] for answers in drawn]
 
-    fields = [grid(field) for field in zip(*drawn, strict=True)]
-    texts, correct, formatted, truncated, lengths, styles, votes = fields
-    tables = map(np.array, (correct, formatted, truncated, lengths))
-    return Answers(problems, texts, *tables, styles=styles, votes=votes)
+    return Answers(
+        problems,
+        texts=column("text"),
+        correct=np.array(column("correct")),
+        formatted=np.array(column("formatted")),
+        truncated=np.array(column("truncated")),
+        lengths=np.array(column("length")),
+        styles=column("style"),
+        votes=column("vote"),
+    )
 
 
-def _judge(tokenizer: Tokenizer, problem: Problem, ids: list[int], cut: bool) -> tuple:
+@dataclass(frozen=True)
+class _Judged:
+    """One answer: what stands at its place in each table of `Answers`."""
+
+    text: str
+    correct: bool
+    formatted: bool
+    truncated: bool
+    length: int
+    style: str
+    vote: Fraction | str | None
+
+
+def _judge(
+    tokenizer: Tokenizer, problem: Problem, ids: list[int], truncated: bool
+) -> _Judged:
     text = tokenizer.decode_response(ids)
-    if cut:
-        return text, False, False, True, len(ids), "other", None
-    right, formatted = verify(problem, text), is_formatted(problem, text)
+    if truncated:
+        return _Judged(
+            text,
+            correct=False,
+            formatted=False,
+            truncated=True,
+            length=len(ids),
+            style="other",
+            vote=None,
+        )
     # The second skill's answers, whose gold is a str, vote with their whole text.
-    skill = isinstance(problem.gold, str)
-    vote = text.strip() if skill else extract_answer(text)
-    return text, right, formatted, False, len(ids), style_of(problem, text), vote
+    is_skill = isinstance(problem.gold, str)
+    return _Judged(
+        text,
+        correct=verify(problem, text),
+        formatted=is_formatted(problem, text),
+        truncated=False,
+        length=len(ids),
+        style=style_of(problem, text),
+        vote=text.strip() if is_skill else extract_answer(text),
+    )
 
 
 # --- one number per problem ---------------------------------------------------------
@@ -182,9 +221,13 @@ def maj_at_k(
     _check_k("maj_at_k: k", k, n)
     share = []
     for row, right in zip(votes, gold, strict=True):
-        known = {None: None}  # small numbers for the answers: a Fraction hashes slowly
+        # Small numbers for the answers, from 1 on: a Fraction hashes slowly.
+        known = {None: None}
         ring = [known.setdefault(vote, len(known)) for vote in row] * 2
-        wins = sum(_winner(ring[i : i + k]) == known.get(right, 0) for i in range(n))
+        wanted = known.get(right, 0)  # nobody's number, where nobody is right
+        wins = 0
+        for start in range(n):
+            wins += _winner(ring[start : start + k]) == wanted
         share.append(wins / n)
     return np.array(share)
 
@@ -270,9 +313,12 @@ def answer_metrics(
         if count != len(rollout.tokens):
             answers = f"{count} answers; the rollout has {len(rollout.tokens)}"
             raise ValueError(f"answer_metrics: {name} of {answers}")
-    answers = zip(rollout.responses(), rollout.truncated.tolist(), strict=True)
-    texts = ["" if cut else tokenizer.decode_response(ids) for ids, cut in answers]
-    asked = [problem for problem in problems for _ in range(rollout.samples)]
+    texts = []
+    for ids, cut in zip(rollout.responses(), rollout.truncated.tolist(), strict=True):
+        texts.append("" if cut else tokenizer.decode_response(ids))
+    asked = []
+    for problem in problems:
+        asked += [problem] * rollout.samples
     return {
         "reward": rewards.mean().item(),
         "truncated": rollout.truncated.float().mean().item(),
@@ -301,7 +347,9 @@ def reward_variance_share(rewards: np.ndarray, *, seed: int = 0) -> Estimate:
     means = rewards.mean(1)  # (N,)
 
     def share(columns: np.ndarray) -> np.ndarray:
-        mean, square, within = np.moveaxis(columns, -1, 0)
+        mean = columns[..., 0]
+        square = columns[..., 1]
+        within = columns[..., 2]
         between = (square - mean**2) * N / (N - 1) - within / K
         total = between + within
         return np.divide(between, total, out=np.zeros_like(total), where=total > 0)
@@ -374,7 +422,8 @@ def binary_kl(a: np.ndarray, p: np.ndarray) -> np.ndarray:
     Shapes: equal, or one a number. Units: nats; inf where p is 0 or 1 and a is not.
     Raises: ValueError outside [0, 1].
     """
-    a, p = _chances("binary_kl: a", a), _chances("binary_kl: p", p)
+    a = _chances("binary_kl: a", a)
+    p = _chances("binary_kl: p", p)
     if a.shape != p.shape and a.ndim and p.ndim:
         raise ValueError(f"binary_kl: a is {a.shape}, p is {p.shape}")
     with np.errstate(divide="ignore", invalid="ignore"):  # log 0, and 0 x inf
@@ -408,9 +457,8 @@ def frontier(success: np.ndarray, points: int = 200) -> tuple[np.ndarray, np.nda
     Shapes: (N,) -> mean KL (points,) from 0 to its limit, mean accuracy (points,).
     Units: nats per answer. Raises: ValueError outside [0, 1] or for points < 2.
     """
-    success = _chances(
-        "frontier: success", check_numbers("frontier: success", success, 1)
-    )
+    success = check_numbers("frontier: success", success, 1)
+    success = _chances("frontier: success", success)
     if points < 2:
         raise ValueError(f"frontier: points must be at least 2, got {points}")
     # e^-l falls from 1 to 0; cubed, for an even curve where hard problems give way.
@@ -425,12 +473,13 @@ def frontier_at(success: np.ndarray, kl: float) -> float:
 
     Shapes: (N,), scalar -> scalar. Raises: as `frontier`, and for kl < 0 or NaN.
     """
-    name = "frontier_at: success"
-    success = _chances(name, check_numbers(name, success, 1))
+    success = check_numbers("frontier_at: success", success, 1)
+    success = _chances("frontier_at: success", success)
     if not kl >= 0:
         raise ValueError(f"frontier_at: kl must be at least 0 nats, got {kl}")
     # l from 0 to 60: e^-60 is beyond what any rate that counts can tell from 0.
-    low, high = 0.0, 60.0
+    low = 0.0
+    high = 60.0
     for _ in range(60):
         middle = (low + high) / 2
         if binary_kl(_tilt(success, np.exp(-middle)), success).mean() <= kl:
@@ -465,13 +514,13 @@ def measured_kl(
             f"measured_kl: needs sampled answers and rows >= 1, got greedy = "
             f"{rollout.greedy}, rows = {rows}"
         )
+    temperature = rollout.temperature
     sums = []
     chunks = zip(rollout.tokens.split(rows), rollout.mask.split(rows), strict=True)
     for tokens, mask in chunks:
-        logits, ref_logits = (
-            each.logits(each(tokens[:, :-1])[mask]) / rollout.temperature  # (live, V)
-            for each in (model, reference)
-        )
+        read = tokens[:, :-1]
+        logits = model.logits(model(read)[mask]) / temperature  # (live, V)
+        ref_logits = reference.logits(reference(read)[mask]) / temperature  # (live, V)
         live = exact_kl(logits, ref_logits)  # (live,)
         kl = torch.zeros(mask.shape, dtype=live.dtype, device=live.device)
         sums.append(kl.masked_scatter(mask, live).sum(1))
