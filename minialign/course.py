@@ -36,7 +36,7 @@ from minialign.tokenizer import VOCABULARY, Tokenizer
 
 BASE = DATA / "base.ckpt"
 PRESETS = ("smoke", "quick", "full")
-T = TypeVar("T")
+Value = TypeVar("Value")
 
 # --- settings -----------------------------------------------------------------------
 
@@ -51,7 +51,7 @@ class Settings:
     seed: int
     started: float  # seconds, time.perf_counter()
 
-    def pick(self, smoke: T, quick: T, full: T) -> T:
+    def pick(self, smoke: Value, quick: Value, full: Value) -> Value:
         """The value for this preset."""
         return {"smoke": smoke, "quick": quick, "full": full}[self.preset]
 
@@ -64,6 +64,7 @@ class Settings:
 
     @property
     def figure_path(self) -> Path:
+        """Where this lesson's figure is drawn; at `full`, over the committed one."""
         folder = plotting.FIGURES if self.preset == "full" else plotting.LOCAL
         return folder / f"{self.lesson}.png"
 
@@ -120,8 +121,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         fail(f"--device {name}: unknown; use auto, cpu or cuda")
-    there = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(device.type, 0)
-    if (device.index or 0) >= there:
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count()}
+    index = device.index or 0
+    if index >= counts.get(device.type, 0):
         fail(f"--device {name}: this machine has no such device; use auto or cpu")
     return device
 
@@ -136,6 +138,7 @@ def fail(message: object) -> NoReturn:
 
 
 def load_tokenizer(path: Path = VOCABULARY) -> Tokenizer:
+    """A saved tokenizer, the course's by default."""
     try:
         return Tokenizer.load(path)
     except (ValueError, OSError) as error:
@@ -152,6 +155,7 @@ def load_policy(tokenizer: Tokenizer, device: torch.device, path: Path = BASE) -
 
 
 def load_problems(split: str, count: int | None = None) -> list[Problem]:
+    """The first `count` problems of a split, or all: "test", "validation", ..."""
     try:
         return read_problems(DATA / f"{split}.jsonl")[:count]
     except (ValueError, OSError) as error:
@@ -228,17 +232,19 @@ def hand_table(lesson: str, rows: Mapping[str, Sequence[float]]) -> dict:
 
     Earlier lessons' rows come from their records. Returns the rows for this record.
     """
-    own = {name: [float(weight) for weight in rows[name]] for name in rows}
+    own = {name: list(map(float, weights)) for name, weights in rows.items()}
     known = {}
     for path in sorted(plotting.FIGURES.glob("[0-9]*.json")):
         if path.stem < lesson:
-            runs = plotting.load_record(path.stem)
-            known |= next(iter(runs.values())).get("hand", {}) if runs else {}
+            runs = list(plotting.load_record(path.stem).values())
+            if runs:
+                known |= runs[0].get("hand", {})
     head = "".join(f"{name:>16}" for name in HAND_ANSWERS)
     print(f"\n{'number that multiplies ∇ log π of':<34}{head}")
     for name, weights in (known | own).items():
         mark = ">" if name in own else " "
-        print(f"{mark} {name:<32}" + "".join(f"{weight:>+16.3f}" for weight in weights))
+        numbers = "".join(f"{weight:>+16.3f}" for weight in weights)
+        print(f"{mark} {name:<32}{numbers}")
     return own
 
 
@@ -264,7 +270,9 @@ def interruptible() -> Iterator[list[int]]:
         asked.append(number)
         print("\nstopping after this step (Ctrl-C again: at once)", file=sys.stderr)
 
-    before = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, on_signal)
     try:
         yield asked
     finally:
@@ -284,16 +292,21 @@ def resume(path: Path, config: dict) -> dict:
 
     A file made under another config is refused, never ignored.
     """
+    way_out = f"(remove {path} to start from nothing)"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             return {}
         saved = checkpoint.load(path)
-        if not isinstance(saved.get("config"), dict):
-            raise ValueError(f"{path} is not an interrupted run: it has no config")
-        checkpoint.check_config(saved.pop("config"), config)
     except (ValueError, OSError) as error:
-        fail(f"{error} (remove {path} to start from nothing)")
+        fail(f"{error} {way_out}")
+    kept = saved.pop("config", None)
+    if not isinstance(kept, dict):
+        fail(f"{path} is not an interrupted run: it has no config {way_out}")
+    try:
+        checkpoint.check_config(kept, config)
+    except ValueError as error:
+        fail(f"{error} {way_out}")
     print(f"going on with {path}")
     return saved
 
@@ -345,13 +358,18 @@ def as_list(estimate: Estimate) -> list[float]:
     return [estimate.value, estimate.low, estimate.high]
 
 
+def as_estimate(held: Sequence[float]) -> Estimate:
+    """The estimate of a record's [value, low, high]."""
+    value, low, high = held
+    return Estimate(value, low, high)
+
+
 def print_table(runs: Sequence[dict]) -> None:
     """Lesson, seconds, before, after, figure: one line a run."""
     print(f"{'lesson':<16}{'seconds':>8}  {'before':>22}  {'after':>22}  figure")
     for run in runs:
-        before, after = (
-            "{:.3f} [{:.3f}, {:.3f}]".format(*run[key]) for key in ("before", "after")
-        )
+        before = str(as_estimate(run["before"]))
+        after = str(as_estimate(run["after"]))
         print(
             f"{run['lesson']:<16}{run['seconds']:>8.0f}  {before:>22}  {after:>22}  "
             f"{run['figure']}"

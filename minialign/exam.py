@@ -17,7 +17,13 @@ import numpy as np
 import torch
 
 from minialign import plotting
-from minialign.course import Settings, as_list, base_success, load_problems
+from minialign.course import (
+    Settings,
+    as_estimate,
+    as_list,
+    base_success,
+    load_problems,
+)
 from minialign.evaluation import (
     Answers,
     frontier_at,
@@ -104,46 +110,68 @@ def report(
     The *frontier* is the most accuracy that the measured KL can buy (lesson 03).
     """
     test = before.sampled.problems
-    forced = sample_answers(
+    working = sample_answers(
         reference, tokenizer, test, 1, greedy=True, first_token="<<"
-    ).correct[:, 0]
-    was, now = (taken.sampled.correct.mean(1) for taken in (before, after))
-    held = test[: len(success := base_success())]
+    )
+    forced = working.correct[:, 0]  # (N,)
+    success = base_success()
+    held = test[: len(success)]
     nats = distance(tokenizer, policy, reference, held, settings.generator("kl"))
-    steps, heights = np.asarray(curve[0], float), np.asarray(curve[1], float)
+    reached, area = _pace(curve)
+    was = _per_problem(before)
+    now = _per_problem(after)
+    found: dict[str, Any] = {}
+    print()
+    for name in was:
+        first = bootstrap(was[name])
+        last = bootstrap(now[name])
+        found[name] = [as_list(first), as_list(last)]
+        change = difference(now[name], was[name])
+        print(f"{name:<16}{first} -> {last}, change {change}")
+    closed = gap_closed(was["sampled"], now["sampled"], forced)
+    best = frontier_at(success[: len(held)], nats.value)
+    bought = float(now["sampled"][: len(held)].mean())
+    drawn = "never reached" if reached is None else reached
+    print(f"gap to the base forced to work ({forced.mean():.3f}) closed: {closed}")
+    print(f"KL(policy ‖ base) {nats} nats per answer; {bought:.3f} right there,")
+    print(f"  where so many nats can buy {best:.3f} at most (the frontier)")
+    print(f"answers drawn to reach 0.8: {drawn}; area {area:.3f}")
+    return found | {
+        "gap_closed": as_list(closed),
+        "kl": as_list(nats),
+        "accuracy_at_kl": bought,
+        "frontier": best,
+        "completions_to_0.8": reached,
+        "area": area,
+    }
+
+
+def _per_problem(taken: Exam) -> dict[str, np.ndarray]:
+    """What an exam measured, a number per problem: each (N,)."""
+    return {
+        "sampled": taken.sampled.correct.mean(1),
+        "greedy": taken.greedy.correct[:, 0],
+        "pass_at_8": pass_at_k(taken.sampled.correct, 8),
+        "second_skill": taken.skill.correct[:, 0],
+        "length": taken.sampled.lengths.mean(1),
+    }
+
+
+def _pace(
+    curve: tuple[Sequence[float], Sequence[float]],
+) -> tuple[float | None, float]:
+    """Completions at which the curve first reaches 0.8, or None; its mean height."""
+    steps = np.asarray(curve[0], float)
+    heights = np.asarray(curve[1], float)
     if len(heights) > 20:  # batches of a few hundred answers: noisy
         heights = plotting.smoothed(heights, 5)
     above = np.flatnonzero(heights >= 0.8)
     reached = float(steps[above[0]]) if len(above) else None
-    middles, widths = (heights[1:] + heights[:-1]) / 2, np.diff(steps)
-    mean = float(np.average(middles, weights=widths) if len(widths) else heights[0])
-    pairs = {
-        "sampled": (was, now),
-        "greedy": tuple(taken.greedy.correct[:, 0] for taken in (before, after)),
-        "pass_at_8": tuple(pass_at_k(t.sampled.correct, 8) for t in (before, after)),
-        "second_skill": tuple(taken.skill.correct[:, 0] for taken in (before, after)),
-        "length": tuple(taken.sampled.lengths.mean(1) for taken in (before, after)),
-    }
-    found: dict[str, Any] = {}
-    print()
-    for name, (first, last) in pairs.items():
-        ends = bootstrap(first), bootstrap(last)
-        found[name] = [as_list(end) for end in ends]
-        print(f"{name:<16}{ends[0]} -> {ends[1]}, change {difference(last, first)}")
-    closed = gap_closed(was, now, forced)
-    best, bought = frontier_at(success[: len(held)], nats.value), now[: len(held)]
-    print(f"gap to the base forced to work ({forced.mean():.3f}) closed: {closed}")
-    print(f"KL(policy ‖ base) {nats} nats per answer; {bought.mean():.3f} right there,")
-    print(f"  where so many nats can buy {best:.3f} at most (the frontier)")
-    print(f"answers drawn to reach 0.8: {reached or 'never reached'}; area {mean:.3f}")
-    return found | {
-        "gap_closed": as_list(closed),
-        "kl": as_list(nats),
-        "accuracy_at_kl": float(bought.mean()),
-        "frontier": best,
-        "completions_to_0.8": reached,
-        "area": mean,
-    }
+    if len(steps) < 2:
+        return reached, float(heights[0])
+    middles = (heights[1:] + heights[:-1]) / 2
+    widths = np.diff(steps)
+    return reached, float(np.average(middles, weights=widths))
 
 
 # --- trials: the same algorithm under other settings --------------------------------
@@ -166,30 +194,42 @@ def run_trials(
     """
     name = f"{settings.lesson}_dials"
     record = plotting.load_record(name)
-    if settings.preset == "quick" or (settings.preset == "full" and settings.seed > 0):
+    is_full = settings.preset == "full"
+    if settings.preset == "quick" or (is_full and settings.seed > 0):
         return record
-    if settings.preset == "smoke":
-        kinds = {str(_names(trials[title][1], title)): title for title in trials}
-        trials = {title: trials[title] for title in kinds.values()}
+    known: dict[str, dict] = {}
+    if is_full:
+        known = {_trial_key(entry): entry for entry in record.values()}
+    else:
+        trials = _one_of_each_kind(trials)
     tuning = replace(settings, seed=TUNING_SEED)
-    known = {} if settings.preset == "smoke" else record
-    known = {_trial_key(entry): entry for entry in known.values()}
     tried: dict[str, dict] = {}
     for title, (config, options) in trials.items():
-        what = {"config": asdict(config), "options": _names(options, title)}
-        entry = known.get(_trial_key(what))
-        if entry is None:
-            print(f"trial: {title}", flush=True)
-            policy, series = run(config, tuning, **options)
-            entry = what | _judge(tuning, tokenizer, policy, reference)
-            entry |= {"seconds": series["seconds"][-1], "series": series}
-            if settings.preset == "full":
-                plotting.save_trials(name, record | tried | {title: entry})
+        entry = {"config": asdict(config), "options": _names(options, title)}
+        key = _trial_key(entry)
+        if key in known:
+            tried[title] = known[key]
+            continue
+        print(f"trial: {title}", flush=True)
+        policy, series = run(config, tuning, **options)
+        entry |= _judge(tuning, tokenizer, policy, reference)
+        entry["seconds"] = series["seconds"][-1]
+        entry["series"] = series
         tried[title] = entry
-    if settings.preset == "full":
-        plotting.save_trials(name, tried)
-        tried = plotting.load_record(name)
-    return tried
+        if is_full:
+            plotting.save_trials(name, record | tried)
+    if not is_full:
+        return tried
+    plotting.save_trials(name, tried)
+    return plotting.load_record(name)
+
+
+def _one_of_each_kind(trials: Mapping[str, tuple]) -> dict[str, tuple]:
+    """The last trial of each set of options."""
+    kinds = {}
+    for title, (_, options) in trials.items():
+        kinds[str(_names(options, title))] = title
+    return {title: trials[title] for title in kinds.values()}
 
 
 def _judge(
@@ -201,7 +241,9 @@ def _judge(
     sampled = sample_answers(policy, tokenizer, problems, 4, generator=draw)
     greedy = sample_answers(policy, tokenizer, problems, 1, greedy=True)
     nats = distance(tokenizer, policy, reference, problems, draw)
-    asked = [problem for problem in problems for _ in range(4)]
+    asked = []
+    for problem in problems:
+        asked += [problem] * 4
     texts = np.where(sampled.truncated, "", np.array(sampled.texts, dtype=object))
     return {
         "accuracy": as_list(bootstrap(sampled.correct.mean(1))),
@@ -215,13 +257,17 @@ def _judge(
 
 def _names(options: Mapping[str, Any], title: str) -> dict[str, str]:
     """Functions by name (one without a name by its trial's), all else as it prints."""
-    names = {key: getattr(x, "__name__", repr(x)) for key, x in options.items()}
-    return {key: title if "<" in name else name for key, name in names.items()}
+    names = {}
+    for key, option in options.items():
+        name = getattr(option, "__name__", repr(option))
+        names[key] = title if "<" in name else name
+    return names
 
 
 def _trial_key(entry: Mapping[str, Any]) -> str:
     """What sets a trial apart; micro-batches bound memory and change rounding only."""
-    config = {k: x for k, x in entry["config"].items() if k != "micro_batch"}
+    config = dict(entry["config"])
+    config.pop("micro_batch", None)
     what = [plotting.rounded(config), entry["options"]]
     return json.dumps(what, sort_keys=True)
 
@@ -230,18 +276,26 @@ def print_trials(trials: Mapping[str, dict]) -> None:
     """One line a trial: accuracy with its interval over 500 validation problems."""
     head = f"{'sampled':>22}{'greedy':>8}{'KL':>7}{'tokens':>8}{'pass@4':>8}"
     print(f"\n{'on validation':<38}{head}")
-    for name, row in trials.items():
-        accuracy = "{:.3f} [{:.3f}, {:.3f}]".format(*row["accuracy"])
+    for name, trial in trials.items():
+        accuracy = str(as_estimate(trial["accuracy"]))
         print(
-            f"{name:<38}{accuracy:>22}{row['greedy'][0]:>8.3f}{row['kl'][0]:>7.2f}"
-            f"{row['length']:>8.1f}{row['pass_at_4']:>8.3f}"
+            f"{name:<38}{accuracy:>22}{trial['greedy'][0]:>8.3f}{trial['kl'][0]:>7.2f}"
+            f"{trial['length']:>8.1f}{trial['pass_at_4']:>8.3f}"
         )
 
 
 def compare_trials(trials: Mapping[str, dict], one: str, two: str, what: str) -> None:
     """Two trials side by side, and whether their 95 % intervals part them."""
-    if {one, two} <= trials.keys():
-        (a, low, high), (b, least, most) = (trials[x]["accuracy"] for x in (one, two))
-        above, below = low > most, high < least
-        verdict = "above" if above else "below" if below else "not told apart from"
-        print(f"- {what}:\n  {one}, {a:.3f}, is {verdict} {two}, {b:.3f}.")
+    if one not in trials or two not in trials:
+        return
+    first = as_estimate(trials[one]["accuracy"])
+    second = as_estimate(trials[two]["accuracy"])
+    if first.low > second.high:
+        found = "above"
+    elif first.high < second.low:
+        found = "below"
+    else:
+        found = "not told apart from"
+    print(
+        f"- {what}:\n  {one}, {first.value:.3f}, is {found} {two}, {second.value:.3f}."
+    )

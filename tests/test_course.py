@@ -110,6 +110,7 @@ def test_finish_saves_and_prints_the_closing_table(folders, capsys):
     out = capsys.readouterr().out
     assert "0.400 [0.300, 0.500]" in out and "0.900 [0.800, 1.000]" in out
     held = course.last_run("11_b", 0, local=True)
+    assert course.as_estimate(held["after"]) == after
     assert held["before"] == [0.4, 0.3, 0.5] and held["torch"] == torch.__version__
 
 

@@ -41,6 +41,9 @@ def test_a_policy_that_did_not_move_closed_no_gap(tokenizer, capsys):
     run = exam.report(settings, tokenizer, base, base, taken, taken, low)
     assert run["completions_to_0.8"] is None
     assert "never reached" in capsys.readouterr().out
+    run = exam.report(settings, tokenizer, base, base, taken, taken, ([0], [0.9]))
+    assert run["completions_to_0.8"] == 0 and run["area"] == 0.9
+    assert "to reach 0.8: 0.0;" in capsys.readouterr().out
 
 
 @dataclass(frozen=True)
