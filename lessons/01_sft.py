@@ -13,7 +13,7 @@
 # copies its teachers in the proportions in which it met them, and cannot prefer any.
 #
 # Time: `quick` about a minute on two CPU cores; `full` about half an hour there for
-# seed 0 (it makes the base from nothing, and the dials). Memory: under 2 GB.
+# seed 0 (it makes the base from nothing, and the trials). Memory: under 2 GB.
 
 # %%
 import sys
@@ -300,14 +300,14 @@ for lr in (2e-3, 4e-3, 8e-3):
     trials[f"Muon, lr {lr:g}"] = {"lr": lr}
 trials |= {f"Muon, batch {size}": {"batch_size": size} for size in (16, 64)}
 trials["Muon, falling only in the last half"] = {"cooldown": 0.5}
-dials = {}
+tried = {}
 if full and settings.seed == 0:
-    dials = {name: short_run(15_360, **trials[name]) for name in trials}
+    tried = {name: short_run(15_360, **trials[name]) for name in trials}
 if settings.preset == "smoke":
-    dials = {"smoke": short_run(64)}
-shown_dials = dials or record.get("0", {}).get("dials", {})
+    tried = {"smoke": short_run(64)}
+shown_trials = tried or record.get("0", {}).get("dials", {})
 print(f"{'15,360 demonstrations':<38}{'answer loss':>12}{'seconds':>9}")
-for name, row in shown_dials.items():
+for name, row in shown_trials.items():
     print(f"{name:<38}{row['answer_loss']:>12.4f}{row['seconds']:>9.0f}")
 
 # %%
@@ -350,7 +350,7 @@ plotting.save_figure(figure, settings.figure_path)
 # %%
 base = {name: course.as_list(estimate) for name, estimate in measured.items()}
 run = {"config": asdict(config), "base": base, "hand": hand}
-run |= {"dials": dials} if dials else {}
+run |= {"dials": tried} if tried else {}
 run |= {"tokens_per_second": speed, "training_seconds": seconds}
 run |= {"series": series, "evaluations": evaluations}
 what = "sampled accuracy of the base on test, then the base forced to work"

@@ -16,7 +16,7 @@
 # answers drawn by lot, at equal tokens.
 #
 # Time: `quick` about 50 s on two CPU cores; `full` some four minutes a seed there (the
-# dials are in seed 0). Memory: about 2 GB.
+# trials are in seed 0). Memory: about 2 GB.
 
 # %%
 import sys
@@ -236,7 +236,7 @@ for name, line in zip(("base", "trained"), run["pass_at_k"], strict=True):
     print(f"pass@1 to pass@8, {name:<8}" + "".join(f"{value:>7.3f}" for value in line))
 
 # %% [markdown]
-# ## Dials, and the control
+# ## Trials, and the control
 #
 # All draw 4,096 answers, most of them in one round, and are judged on validation, with
 # one seed: the intervals are over problems, another seed can differ by more. `best of
@@ -265,8 +265,8 @@ trials = {  # name: (config, other arguments)
 }
 
 # %%
-dials = exam.run_trials(settings, tokenizer, reference, trials, run_rejection)
-exam.print_trials(dials)
+tried = exam.run_trials(settings, tokenizer, reference, trials, run_rejection)
+exam.print_trials(tried)
 
 # %% [markdown]
 # ## The figures
@@ -297,21 +297,21 @@ variety.set_title("what k answers hold together")
 plotting.save_figure(figure, settings.figure_path)
 
 # %% [markdown]
-# The dials, and how what is kept differs from what was drawn: nobody asked for work.
+# The trials, and how what is kept differs from what was drawn: nobody asked for work.
 
 # %%
-figure, axes = plotting.new_figure(3, "What each dial does, and what the filter keeps")
+figure, axes = plotting.new_figure(3, "What the settings do, and what the filter keeps")
 accuracy, cost, shares = axes
-plotting.draw_trials(accuracy, dials)
-plotting.draw_trial_prices(cost, dials)
+plotting.draw_trials(accuracy, tried)
+plotting.draw_trial_prices(cost, tried)
 drawn, kept = series["style_worked"][draws], series["kept_style_worked"][draws]
 places = np.arange(1, len(drawn) + 1)
 shares.bar(places - 0.2, drawn, 0.4, color=plotting.COLORS[5], label="drawn")
 shares.bar(places + 0.2, kept, 0.4, color=plotting.COLORS[2], label="kept")
 shares.set(xlabel="round", xticks=places, ylabel="share that shows work", ylim=(0, 1.2))
 shares.legend(loc="upper left", ncol=2)
-dials_path = settings.figure_path.with_name(f"{settings.lesson}_dials.png")
-plotting.save_figure(figure, dials_path)
+trials_path = settings.figure_path.with_name(f"{settings.lesson}_dials.png")
+plotting.save_figure(figure, trials_path)
 
 # %% [markdown]
 # ## What we saw
@@ -329,7 +329,7 @@ print(f"""
   pass@8 from {first[0]:.3f} to {last[0]:.3f}: the intervals {moved}.
 """)
 default = next(name for name, trial in trials.items() if trial == (short, {}))
-exam.compare_trials(dials, default, "control: by lot", "By right or by lot")
+exam.compare_trials(tried, default, "control: by lot", "By right or by lot")
 ends = [bootstrap(taken.sampled.correct.mean(1)) for taken in (before, after)]
 measure = "sampled accuracy on test problems, 95 % over problems"
 course.finish(settings, run, *ends, measure)

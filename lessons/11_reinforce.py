@@ -15,7 +15,7 @@
 # out that showing its work pays. And you will see what a *baseline* does to the noise.
 #
 # Time: `quick` about 50 s on two CPU cores; `full` some four minutes a seed there (the
-# dials are in seed 0). Memory: about 2 GB.
+# trials are in seed 0). Memory: about 2 GB.
 
 # %%
 import sys
@@ -224,7 +224,7 @@ for where, row in shown_frozen.items():
 # near this number. These are estimates from 2,048 answers of one seed.
 
 # %% [markdown]
-# ## Dials, and breaking it
+# ## Trials, and breaking it
 #
 # Shorter runs of 4,096 answers, one seed, their learning rate falling to 0, judged on
 # validation (the intervals are over problems; another seed can differ by more). Short
@@ -258,8 +258,8 @@ trials = {  # name: (config, other arguments)
 }
 
 # %%
-dials = exam.run_trials(settings, tokenizer, reference, trials, run_reinforce)
-exam.print_trials(dials)
+tried = exam.run_trials(settings, tokenizer, reference, trials, run_reinforce)
+exam.print_trials(tried)
 
 # %% [markdown]
 # ## The figures
@@ -286,16 +286,16 @@ plotting.draw_price(price, runs or [run], course.base_success(), base)
 plotting.save_figure(figure, settings.figure_path)
 
 # %%
-figure, axes = plotting.new_figure(3, "What each dial does to pace, price and noise")
+figure, axes = plotting.new_figure(3, "What the settings do to pace, price and noise")
 accuracy, cost, noise = axes
-plotting.draw_trials(accuracy, dials)
-plotting.draw_trial_prices(cost, dials)
+plotting.draw_trials(accuracy, tried)
+plotting.draw_trial_prices(cost, tried)
 row = shown_frozen.get("base", {})
 noise.barh(list(row), row.values(), color=plotting.COLORS[2])
 noise.set(xlabel="signal to noise per answer, at the base")
 noise.set_title("same answers, other baseline")
-dials_path = settings.figure_path.with_name(f"{settings.lesson}_dials.png")
-plotting.save_figure(figure, dials_path)
+trials_path = settings.figure_path.with_name(f"{settings.lesson}_dials.png")
+plotting.save_figure(figure, trials_path)
 
 # %% [markdown]
 # ## What we saw

@@ -14,7 +14,7 @@
 # buys, per answer *generated*; and what PPO's critic would cost in bytes and seconds.
 #
 # Time: `quick` about 50 s on two CPU cores; `full` some four minutes a seed there (the
-# dials and the baselines are in seed 0). Memory: about 3 GB.
+# trials and the baselines are in seed 0). Memory: about 3 GB.
 
 # %%
 import sys
@@ -325,7 +325,7 @@ largest = max(ours, key=ours.get)
 # backward pass; one after the other, only one network's activations are held at a time.
 # Greedy answers cost time but no such memory. And see how little a shared trunk adds.
 #
-# ## Dials, and breaking it
+# ## Trials, and breaking it
 #
 # Short runs of 4,096 answers, greedy ones counted. Three samples may share a greedy
 # answer; *beta* puts a price on KL; the *authors' code* discounts by 0.99 from the last
@@ -361,8 +361,8 @@ trials = {  # name: (config, other arguments)
 }
 
 # %%
-dials = exam.run_trials(settings, tokenizer, reference, trials, run_remax)
-exam.print_trials(dials)
+tried = exam.run_trials(settings, tokenizer, reference, trials, run_remax)
+exam.print_trials(tried)
 
 # %% [markdown]
 # ## The figures
@@ -389,7 +389,7 @@ plotting.save_figure(figure, settings.figure_path)
 # %%
 figure, axes = plotting.new_figure(3, "What it is worth, what it costs, what it needs")
 accuracy, noise, memory = axes
-plotting.draw_trials(accuracy, dials)
+plotting.draw_trials(accuracy, tried)
 for shift, (where, row) in zip((-0.2, 0.2), frozen.items(), strict=False):
     values, errors = np.array(list(row.values())).T
     at = np.arange(len(row)) + shift
@@ -416,8 +416,8 @@ print(f"""
 - In the second half {up:.0%} of the comparisons pulled a right answer up and {down:.0%}
   pushed a wrong one down: beside a good greedy answer little is left to praise.
 - The largest item in memory at our size: {largest}.""")
-exam.compare_trials(dials, "16,384", "16,384, no baseline", "The baseline's share")
-exam.compare_trials(dials, "32,768, half of them greedy", "16,384", "The answers'")
+exam.compare_trials(tried, "16,384", "16,384, no baseline", "The baseline's share")
+exam.compare_trials(tried, "32,768, half of them greedy", "16,384", "The answers'")
 ends = [bootstrap(e.sampled.correct.mean(1)) for e in (before, after)]
 measure = "sampled accuracy on test problems, 95 % over problems"
 course.finish(settings, run, *ends, measure)

@@ -15,7 +15,7 @@
 # answers are right or all wrong, and which way to split 256 answers learns fastest.
 #
 # Time: `quick` about 60 s on two CPU cores; `full` some four minutes a seed there (the
-# dials are in seed 0: half an hour more). Memory: about 2 GB.
+# trials are in seed 0: half an hour more). Memory: about 2 GB.
 
 # %%
 import sys
@@ -251,7 +251,7 @@ for K in SPLITS:
 # where the zero lies. (Same answers in all columns, one seed; all numbers share the
 # error of one estimate of the signal.)
 #
-# ## Dials, and breaking it
+# ## Trials, and breaking it
 #
 # Runs of 4,096 answers, as in lesson 11: splits at the default learning rate (chosen at
 # 32 x 8, one seed: where intervals overlap, "furthest" says little), a price on KL,
@@ -284,9 +284,9 @@ others = list(COMPARE)[2:]
 trials |= {name: (short, {"compare": COMPARE[name]}) for name in others}
 
 # %%
-dials = exam.run_trials(settings, tokenizer, reference, trials, run_rloo)
-exam.print_trials(dials)
-plain = [d for d in dials.values() if not d["options"] and d["config"]["beta"] == 0]
+tried = exam.run_trials(settings, tokenizer, reference, trials, run_rloo)
+exam.print_trials(tried)
+plain = [d for d in tried.values() if not d["options"] and d["config"]["beta"] == 0]
 by_split = {d["config"]["samples"]: d for d in plain if d["config"]["lr"] == config.lr}
 by_split = dict(sorted(by_split.items()))  # {K: what was measured}
 best = None
@@ -323,9 +323,9 @@ pace.set_title("4,096 answers, P x K = 256 an update")
 plotting.save_figure(figure, settings.figure_path)
 
 # %%
-figure, axes = plotting.new_figure(3, "What each dial does, and what K costs", width=5)
+figure, axes = plotting.new_figure(3, "What the settings do, and what K costs", width=5)
 accuracy, cost, lost = axes
-plotting.draw_trials(accuracy, dials)
+plotting.draw_trials(accuracy, tried)
 for color, (name, row) in zip(plotting.COLORS, noise.items(), strict=False):
     values, lows, highs = np.array([row[str(K)] for K in SPLITS]).T
     cost.plot(SPLITS, values, "o-", color=color, label=name)
@@ -343,8 +343,8 @@ for axis in (cost, lost):
     axis.set_xscale("log", base=2)
     axis.set_xticks(SPLITS, SPLITS)
     axis.legend()
-dials_path = settings.figure_path.with_name(f"{settings.lesson}_dials.png")
-plotting.save_figure(figure, dials_path)
+trials_path = settings.figure_path.with_name(f"{settings.lesson}_dials.png")
+plotting.save_figure(figure, trials_path)
 
 # %% [markdown]
 # ## What we saw

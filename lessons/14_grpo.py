@@ -16,7 +16,7 @@
 # a KL penalty in the loss holds the policy, and what the clip is for.
 #
 # Time: `quick` about 80 s on two CPU cores; `full` some four minutes a seed there (the
-# dials are in seed 0: half an hour more). Memory: about 2 GB.
+# trials are in seed 0: half an hour more). Memory: about 2 GB.
 
 # %%
 import sys
@@ -166,8 +166,8 @@ exam.show_answers(before)
 # %% [markdown]
 # ## Train
 #
-# Two passes over each draw (the paper takes one; the dials below show what more of them
-# buy, and cost). In the first, all ratios are 1 and nothing is clipped.
+# Two passes over each draw (the paper takes one; the trials below show what more of
+# them buy, and cost). In the first, all ratios are 1 and nothing is clipped.
 
 # %%
 policy, series = run_grpo(config, settings)
@@ -200,7 +200,7 @@ for when, taken in (("before", before), ("after", after)):
 print("tokens of answers:", {key: round(value, 1) for key, value in said.items()})
 
 # %% [markdown]
-# ## Dials, and breaking it
+# ## Trials, and breaking it
 #
 # Runs of 4,096 answers, as in lesson 11. *Dr. GRPO* drops both divisions, *no std* and
 # *no length* one each. Then a price on KL, put into the loss token by token, in four
@@ -242,12 +242,12 @@ no_clip = replace(short, epochs=4, eps_low=1.0, eps_high=1e9)
 trials |= by_form | {"broken: 4 epochs, no clip": (no_clip, {})}
 
 # %%
-dials = exam.run_trials(settings, tokenizer, reference, trials, run_grpo)
-exam.print_trials(dials)
+tried = exam.run_trials(settings, tokenizer, reference, trials, run_grpo)
+exam.print_trials(tried)
 plain = next(name for name, trial in trials.items() if trial == (short, {}))
 print(f"\n{'last five batches':<28}{'tokens, A > 0':>14}{'A < 0':>8}{'clipped':>9}")
-for name, dial in dials.items():
-    last = {key: np.mean(values[-5:]) for key, values in dial["series"].items()}
+for name, trial in tried.items():
+    last = {key: np.mean(values[-5:]) for key, values in trial["series"].items()}
     print(f"{name:<28}{last['length_up']:>14.1f}{last['length_down']:>8.1f}"
           f"{last['clip_fraction']:>9.1%}")  # fmt: skip
 
@@ -281,7 +281,7 @@ plotting.save_figure(figure, settings.figure_path)
 # %%
 figure, axes = plotting.new_figure(3, "What each part of GRPO does", rows=2, width=5)
 accuracy, forms, words, passes, clips, groups = axes
-plotting.draw_trials(accuracy, dials)
+plotting.draw_trials(accuracy, tried)
 again = ["1 epoch", "2 epochs", "4 epochs", "broken: 4 epochs, no clip"]
 for axis, key, title, names in (
     (forms, "kl", "KL to the base, by form of the price", [plain, *by_form]),
@@ -289,10 +289,10 @@ for axis, key, title, names in (
     (passes, "accuracy", "sampled accuracy, by passes over a draw", again),
     (clips, "clip_fraction", "share of tokens clipped", again),
 ):
-    there = [name for name in names if name in dials]
+    there = [name for name in names if name in tried]
     for color, name in zip(plotting.COLORS, there, strict=False):
         label = f"default ({name})" if name == plain else name
-        plotting.draw_runs(axis, [dials[name]], "completions", key, label, color)
+        plotting.draw_runs(axis, [tried[name]], "completions", key, label, color)
     axis.set_title(title)
 forms.set_yscale("symlog", linthresh=1)
 plotting.draw_runs(groups, runs or [run], "completions", "dead", "GRPO", "#1d3557")
@@ -302,8 +302,8 @@ for axis in axes[1:]:
     axis.set(xlabel="answers generated")
     if axis.lines:
         axis.legend()
-dials_path = settings.figure_path.with_name(f"{settings.lesson}_dials.png")
-plotting.save_figure(figure, dials_path)
+trials_path = settings.figure_path.with_name(f"{settings.lesson}_dials.png")
+plotting.save_figure(figure, trials_path)
 
 # %% [markdown]
 # ## What we saw
@@ -317,8 +317,8 @@ print(f"""
 - Dead groups: {dead_at_base:.0%} at the base, {dead:.0%} in the last five batches.
 - Tokens of right answers: {said["right before"]:.0f} to {said["right after"]:.0f}, of
   wrong ones: {said["wrong before"]:.0f} to {said["wrong after"]:.0f}.""")
-for name in [name for name in (plain, *by_form) if name in dials]:
-    right, nats = dials[name]["accuracy"][0], dials[name]["kl"][0]
+for name in [name for name in (plain, *by_form) if name in tried]:
+    right, nats = tried[name]["accuracy"][0], tried[name]["kl"][0]
     print(f"- {name}: {right:.2f} right, KL {nats:.2f} nats.")
 results = [bootstrap(e.sampled.correct.mean(1)) for e in (before, after)]
 measure = "sampled accuracy on test problems, 95 % over problems"

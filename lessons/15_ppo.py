@@ -14,7 +14,7 @@
 # accuracy with and without a critic, by answers and by time.
 #
 # Time: `quick` about 90 s on two CPU cores; `full` some six minutes a seed there (the
-# dials are in seed 0: half an hour more). Memory: about 2 GB.
+# trials are in seed 0: half an hour more). Memory: about 2 GB.
 
 # %%
 import sys
@@ -119,7 +119,7 @@ my_guess = -0.5  # edit me
 # Our critic is a network of its own: a copy of the base whose head gives a number in
 # place of a word. The other layout, a *shared trunk*, puts that head on the policy's
 # own hidden states and saves a second network's memory and passes (lesson 12 counts
-# the bytes, the dials the seconds); the dials say what it knows.
+# the bytes, the trials the seconds); the trials say what it knows.
 
 
 # %%
@@ -230,7 +230,7 @@ print(f"tokens clipped in the last step: {edge.mean():.1%}, at most {edge.max():
 # gain is real. The clip guarantees nothing: it takes a pull away, while momentum and
 # other tokens' pulls go on. The KL above is whatever came of it.
 #
-# ## Dials, and breaking it
+# ## Trials, and breaking it
 #
 # Runs of 4,096 answers. λ from 0 to 1: the smaller, the more a token's pull is made of
 # guesses, right or wrong. A critic on a shared trunk, no critic (λ = 1, V = 0), and
@@ -274,8 +274,8 @@ trials = {  # name: (config, other arguments)
 }
 
 # %%
-dials = exam.run_trials(settings, tokenizer, reference, trials, run_ppo)
-exam.print_trials(dials)
+tried = exam.run_trials(settings, tokenizer, reference, trials, run_ppo)
+exam.print_trials(tried)
 
 # %% [markdown]
 # Does the critic earn its cost? At equal answers, and at equal *seconds*: mean accuracy
@@ -286,7 +286,7 @@ exam.print_trials(dials)
 headline, default = (next(n for n, trial in trials.items() if trial == (each, {}))
                      for each in (short, whole))  # fmt: skip
 names = {default: "own network", "shared trunk": "shared trunk", "no critic": "none"}
-rivals = {names[key]: dials[key] for key in names if key in dials}
+rivals = {names[key]: tried[key] for key in names if key in tried}
 shortest = min((row["seconds"] for row in rivals.values()), default=0.0)
 for name, row in rivals.items():
     trace = {key: np.array(line) for key, line in row["series"].items()}
@@ -295,7 +295,7 @@ for name, row in rivals.items():
     all_in = f"{row['seconds']:>5.0f} s, {row['accuracy'][0]:.3f} right after them"
     print(f"critic: {name:<14}{all_in}; in training {there:.3f} at {shortest:.0f} s")
 names = "4 epochs, lr 4e-4", "broken: 4 epochs, no clip"
-fours = {name: dials[name] for name in names if name in dials}
+fours = {name: tried[name] for name in names if name in tried}
 for name, row in fours.items():
     far = max(row["series"]["approx_kl"])
     print(f"{name}: {row['accuracy'][0]:.3f} right; before a draw's last step at most "
@@ -325,11 +325,11 @@ plotting.save_figure(figure, settings.figure_path)
 # %%
 figure, axes = plotting.new_figure(3, "λ, the critic's home, and the clip", width=5)
 accuracy, knows, leash = axes
-plotting.draw_trials(accuracy, dials)
+plotting.draw_trials(accuracy, tried)
 knows.plot(series["completions"], plotting.smoothed(known, 5), "k", label="this run")
 for color, name in zip(plotting.COLORS, ("λ 0", "λ 1", "shared trunk"), strict=False):
-    if name in dials:
-        trace = dials[name]["series"]
+    if name in tried:
+        trace = tried[name]["series"]
         line = plotting.smoothed(trace["explained_variance"], 5)
         knows.plot(trace["completions"], line, color=color, label=name)
 knows.set(xlabel="answers drawn", ylabel="explained variance", ylim=(-0.5, 1))
@@ -342,8 +342,8 @@ for color, (name, row) in zip(plotting.COLORS, fours.items(), strict=False):
 leash.set(xlabel="answers drawn", ylabel="sampled accuracy", ylim=(0, 1))
 leash.set_title("four passes over each draw")
 plotting.draw_base(leash, base)
-dials_path = settings.figure_path.with_name(f"{settings.lesson}_dials.png")
-plotting.save_figure(figure, dials_path)
+trials_path = settings.figure_path.with_name(f"{settings.lesson}_dials.png")
+plotting.save_figure(figure, trials_path)
 
 # %% [markdown]
 # ## What we saw
@@ -355,17 +355,17 @@ print(f"""
 - At the careless #### the guess changes by {-fall:+.2f}. Of the last quarter's answers
   {careless:.1%} were careless: a critic knows the answers that its policy gives.
 - Explained variance, first and last quarter: {quarters[0]}, {quarters[-1]}.""")
-for name in [name for name in ("λ 0", "λ 0.5", default, "λ 1") if name in dials]:
-    row, value = dials[name], trials[name][0].lam
+for name in [name for name in ("λ 0", "λ 0.5", default, "λ 1") if name in tried]:
+    row, value = tried[name], trials[name][0].lam
     print(f"- λ {value:g}: {row['accuracy'][0]:.3f} right, KL {row['kl'][0]:.2f} nats.")
-exam.compare_trials(dials, default, "no critic", "A critic (λ 0.95) or none (λ 1)")
-exam.compare_trials(dials, "λ 1", "no critic", "A critic or none, both at λ 1")
-exam.compare_trials(dials, default, "shared trunk", "Its own network or a trunk")
-exam.compare_trials(dials, default, "not whitened", "Whitening or not")
-exam.compare_trials(dials, headline, default, "Two steps a pass, or one")
-exam.compare_trials(dials, default, names[0], "Two passes over each draw, or four")
-exam.compare_trials(dials, *names, "Four passes, with the clip or without")
-exam.compare_trials(dials, list(trials)[-1], names[0], "Four times the answers")
+exam.compare_trials(tried, default, "no critic", "A critic (λ 0.95) or none (λ 1)")
+exam.compare_trials(tried, "λ 1", "no critic", "A critic or none, both at λ 1")
+exam.compare_trials(tried, default, "shared trunk", "Its own network or a trunk")
+exam.compare_trials(tried, default, "not whitened", "Whitening or not")
+exam.compare_trials(tried, headline, default, "Two steps a pass, or one")
+exam.compare_trials(tried, default, names[0], "Two passes over each draw, or four")
+exam.compare_trials(tried, *names, "Four passes, with the clip or without")
+exam.compare_trials(tried, list(trials)[-1], names[0], "Four times the answers")
 ends = [bootstrap(taken.sampled.correct.mean(1)) for taken in (before, after)]
 measure = "sampled accuracy on test problems, 95 % over problems"
 course.finish(settings, run, *ends, measure)

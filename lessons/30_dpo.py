@@ -14,7 +14,7 @@
 # what becomes of the answers that were *chosen*.
 #
 # Time: `quick` about 50 s on two CPU cores; `full` some four minutes a seed there (the
-# dials are in seed 0). Memory: about 2 GB.
+# trials are in seed 0). Memory: about 2 GB.
 
 # %%
 import sys
@@ -232,7 +232,7 @@ if "all" in where:
     print(f"{'all':<20}{where['all']:>+18.2f}")
 
 # %% [markdown]
-# ## Dials, and breaking it
+# ## Trials, and breaking it
 #
 # One round of 4,096 answers each, unless it says otherwise; one seed, judged on
 # validation. A small *beta* is a long leash: the loss is content only at a larger h.
@@ -301,9 +301,9 @@ trials = {  # name: (config, other arguments)
 }
 
 # %%
-dials = exam.run_trials(settings, tokenizer, reference, trials, run_dpo)
-exam.print_trials(dials)
-for name, row in dials.items():
+tried = exam.run_trials(settings, tokenizer, reference, trials, run_dpo)
+exam.print_trials(tried)
+for name, row in tried.items():
     ends = [np.mean(row["series"][f"{k}_shift"][-16:]) for k in ("chosen", "rejected")]
     mix = "  ".join(f"{s} {row['styles'][f'style_{s}']:.2f}" for s in STYLES)
     print(f"{name:<30}chosen {ends[0]:+7.2f} rejected {ends[1]:+7.2f} nats  {mix}")
@@ -340,25 +340,25 @@ plotting.save_figure(figure, settings.figure_path)
 # %%
 figure, axes = plotting.new_figure(3, "Whose pairs, how long a leash", height=4.4)
 accuracy, leash, mix = axes
-plotting.draw_trials(accuracy, dials)
+plotting.draw_trials(accuracy, tried)
 accuracy.set_title("4,096 answers each (given pairs: none)")
 leash.plot(*frontier(course.base_success()), color="#888", label="frontier (test)")
 leash.set(ylim=(0, 1), title="what beta does, after one round")
-betas = [n for n in dials if n[:4] == "beta" and dials[n]["config"]["lr"] == config.lr]
-plotting.draw_trial_prices(leash, dials, betas)
+betas = [n for n in tried if n[:4] == "beta" and tried[n]["config"]["lr"] == config.lr]
+plotting.draw_trial_prices(leash, tried, betas)
 leash.legend(loc="lower right")
 
 # %%
-left = np.zeros(len(dials))  # how each of them answers
+left = np.zeros(len(tried))  # how each of them answers
 for style, color in plotting.STYLE_COLORS.items():
-    width = np.array([row["styles"][f"style_{style}"] for row in dials.values()])
-    mix.barh(range(len(dials)), width, left=left, color=color, label=style)
+    width = np.array([row["styles"][f"style_{style}"] for row in tried.values()])
+    mix.barh(range(len(tried)), width, left=left, color=color, label=style)
     left = left + width
-mix.set_yticks(range(len(dials)), [])
-mix.set(ylim=(len(dials) - 0.5, -0.5), xlabel="share of answers, rows as on the left")
+mix.set_yticks(range(len(tried)), [])
+mix.set(ylim=(len(tried) - 0.5, -0.5), xlabel="share of answers, rows as on the left")
 mix.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, fontsize=8)
-dials_path = settings.figure_path.with_name(f"{settings.lesson}_dials.png")
-plotting.save_figure(figure, dials_path)
+trials_path = settings.figure_path.with_name(f"{settings.lesson}_dials.png")
+plotting.save_figure(figure, trials_path)
 
 # %% [markdown]
 # ## What we saw
@@ -375,10 +375,10 @@ print(f"""
 - Pairs a round: {", ".join(f"{n:.0f}" for n in series["pairs"][:: config.updates])};
   problems without any: {series["unpaired"][0]:.0%} of the first draw.
 """)
-for name in [name for name in dials if name.startswith("beta")]:
-    moved = np.mean(dials[name]["series"]["chosen_shift"][-16:])  # the last steps
+for name in [name for name in tried if name.startswith("beta")]:
+    moved = np.mean(tried[name]["series"]["chosen_shift"][-16:])  # the last steps
     print(f"- {name}: chosen answers moved by {moved:+.2f} nats.")
-exam.compare_trials(dials, default, "4 rounds of 1,024", "4,096 answers, once or not")
+exam.compare_trials(tried, default, "4 rounds of 1,024", "4,096 answers, once or not")
 ends = [bootstrap(e.sampled.correct.mean(1)) for e in (before, after)]
 measure = "sampled accuracy on test problems, 95 % over problems"
 course.finish(settings, run, *ends, measure)

@@ -15,7 +15,7 @@
 # does alone, and imitation alone; whose answers to rank; and what a length is good for.
 #
 # Time: `quick` about 60 s on two CPU cores; `full` some four minutes a seed there (the
-# dials are in seed 0). Memory: about 2 GB.
+# trials are in seed 0). Memory: about 2 GB.
 
 # %%
 import sys
@@ -69,7 +69,7 @@ config = rrhf.RRHFConfig(
 # mean log-probability of a token. A pair in which the wrong one has the higher s gives
 # −∇s to the wrong one and +∇s to the right one; and ∇s is ∇ log π divided by the
 # *length*: the shorter the answer, the harder each of its tokens is moved. Imitation
-# has weight 100 here, 1 in the paper; the dials say why.
+# has weight 100 here, 1 in the paper; the trials say why.
 
 # %%
 tokens, mask, rewards = course.by_hand(tokenizer)
@@ -233,7 +233,7 @@ run |= {"kinds": kinds, "pairs": pairs, "pairs_by_sums": by_sums}
 run |= exam.report(settings, tokenizer, policy, reference, before, after, curve)
 
 # %% [markdown]
-# ## Dials, and breaking it
+# ## Trials, and breaking it
 #
 # All see 4,096 answers in 16 steps, judged on validation, with one seed. Adam hardly
 # cares how long a gradient is, only which of its two terms is the longer: ranking sums
@@ -307,8 +307,8 @@ trials = {  # name: (config, other arguments)
 }
 
 # %%
-dials = exam.run_trials(settings, tokenizer, reference, trials, run_rrhf)
-exam.print_trials(dials)
+tried = exam.run_trials(settings, tokenizer, reference, trials, run_rrhf)
+exam.print_trials(tried)
 
 # %% [markdown]
 # ## The figures
@@ -337,28 +337,28 @@ asks.set_title("what ranking has to ask of the base")
 plotting.save_figure(figure, settings.figure_path)
 
 # %% [markdown]
-# The dials; what the answers became under some of them; and what training did to the
+# The trials; what the answers became under some of them; and what training did to the
 # scores. The ranking loss wants the two lines apart, not right answers frequent.
 
 # %%
 figure, axes = plotting.new_figure(3, "Whose answers, how much imitation", height=4.6)
 accuracy, mix, order = axes
-plotting.draw_trials(accuracy, dials)
-bottom = np.zeros(len(dials))
+plotting.draw_trials(accuracy, tried)
+bottom = np.zeros(len(tried))
 for style, color in plotting.STYLE_COLORS.items():
-    share = np.array([dial["styles"][f"style_{style}"] for dial in dials.values()])
-    mix.barh(range(len(dials)), share, left=bottom, color=color, label=style)
+    share = np.array([trial["styles"][f"style_{style}"] for trial in tried.values()])
+    mix.barh(range(len(tried)), share, left=bottom, color=color, label=style)
     bottom += share
 mix.set(xlabel="share of answers, rows as on the left", yticks=[])
-mix.set(ylim=(len(dials) - 0.5, -0.5))
+mix.set(ylim=(len(tried) - 0.5, -0.5))
 mix.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, fontsize=8)
 for kind, color in (("right", plotting.COLORS[2]), ("wrong", plotting.COLORS[1])):
     line = series["update"], series[f"mean_logprob_{kind}"]
     order.plot(*line, color=color, label=f"{kind} answers")
 order.set(xlabel="optimiser step", ylabel="mean score, nats a token")
 order.legend()
-dials_path = settings.figure_path.with_name(f"{settings.lesson}_dials.png")
-plotting.save_figure(figure, dials_path)
+trials_path = settings.figure_path.with_name(f"{settings.lesson}_dials.png")
+plotting.save_figure(figure, trials_path)
 
 # %% [markdown]
 # ## What we saw
@@ -376,19 +376,19 @@ print(f"""
 """)
 
 # %%
-exam.compare_trials(dials, "imitation alone", "ranking alone", "Either term by itself")
-exam.compare_trials(dials, DEFAULT, "imitation alone", "What ranking adds")
-exam.compare_trials(dials, DEFAULT, PAPER, "More imitation than the paper's")
-exam.compare_trials(dials, "ranking sums", DEFAULT, "Sums for means")
-exam.compare_trials(dials, DEFAULT, "given answers", "Own answers or others'")
-exam.compare_trials(dials, "own answers, 4 rounds", DEFAULT, "Fresh answers, as many")
+exam.compare_trials(tried, "imitation alone", "ranking alone", "Either term by itself")
+exam.compare_trials(tried, DEFAULT, "imitation alone", "What ranking adds")
+exam.compare_trials(tried, DEFAULT, PAPER, "More imitation than the paper's")
+exam.compare_trials(tried, "ranking sums", DEFAULT, "Sums for means")
+exam.compare_trials(tried, DEFAULT, "given answers", "Own answers or others'")
+exam.compare_trials(tried, "own answers, 4 rounds", DEFAULT, "Fresh answers, as many")
 for name in ("ranking alone", "broken: padded width", "imitation alone"):
-    if name in dials:
-        dial, norm = dials[name], np.median(dials[name]["series"]["grad_norm"])
-        norm /= dial["config"]["sft_weight"] or 1
-        print(f"- {name}: {dial['length']:.0f} tokens an answer, greedy "
-              f"{dial['greedy'][0]:.2f}, KL {dial['kl'][0]:.2f}; median length of the "
-              f"gradient {norm:.2g}, at weight 1.")  # fmt: skip
+    if name in tried:
+        trial, norm = tried[name], np.median(tried[name]["series"]["grad_norm"])
+        norm /= trial["config"]["sft_weight"] or 1
+        print(f"- {name}: {trial['length']:.0f} tokens an answer, greedy "
+              f"{trial['greedy'][0]:.2f}, KL {trial['kl'][0]:.2f}; median length of "
+              f"the gradient {norm:.2g}, at weight 1.")  # fmt: skip
 ends = [bootstrap(taken.sampled.correct.mean(1)) for taken in (before, after)]
 measure = "sampled accuracy on test problems, 95 % over problems"
 course.finish(settings, run, *ends, measure)

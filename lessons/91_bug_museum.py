@@ -263,12 +263,12 @@ trials = {"right": (config, {}), "right, at 0.7": (cold, {})}
 for exhibit in places:
     own = cold if exhibit == "two temperatures" else config
     trials[exhibit] = (own, {"exhibit": exhibit})
-dials = exam.run_trials(settings, tokenizer, reference, trials, run_grpo)
-exam.print_trials(dials)
+tried = exam.run_trials(settings, tokenizer, reference, trials, run_grpo)
+exam.print_trials(tried)
 rivals = {name: "right, at 0.7" if own is cold else "right"
           for name, (own, options) in trials.items() if options}  # fmt: skip
-below = [name for name, rival in rivals.items() if {name, rival} <= dials.keys()
-         and dials[name]["accuracy"][2] < dials[rival]["accuracy"][1]]  # fmt: skip
+below = [name for name, rival in rivals.items() if {name, rival} <= tried.keys()
+         and tried[name]["accuracy"][2] < tried[rival]["accuracy"][1]]  # fmt: skip
 course.predict("Exhibits clearly below the right code:", my_guess, len(below))
 
 # %% [markdown]
@@ -276,16 +276,16 @@ course.predict("Exhibits clearly below the right code:", my_guess, len(below))
 
 # %%
 start = base["before"]  # the base's sampled accuracy, with its interval
-rising = [name for name in rivals if name in dials
-          and dials[name]["accuracy"][1] > start[2]]  # fmt: skip
+rising = [name for name in rivals if name in tried
+          and tried[name]["accuracy"][1] > start[2]]  # fmt: skip
 message = f"{len(rising)} of {len(rivals)} bugs learn: without the right curve beside "
 message += "it, a rising one proves little"
 figure, axes = plotting.new_figure(3, message, rows=2, width=4.6)
 for axis, (name, rival) in zip(axes, rivals.items(), strict=True):
     for color, title in (("#5c677d", rival), ("#d1495b", name)):
-        if title in dials:
-            label = f"{title}: {dials[title]['accuracy'][0]:.2f} on validation"
-            runs = [{"series": dials[title]["series"]}]
+        if title in tried:
+            label = f"{title}: {tried[title]['accuracy'][0]:.2f} on validation"
+            runs = [{"series": tried[title]["series"]}]
             plotting.draw_runs(axis, runs, "completions", "accuracy", label, color, 3)
     axis.axhline(start[0], color="#444", ls=":", lw=1.2, label="the base")
     axis.set(xlabel="answers drawn", ylabel="accuracy, mean of 3 batches", ylim=(0, 1))
@@ -300,11 +300,11 @@ plotting.save_figure(figure, settings.figure_path)
 print(f"- Of {len(rivals)} bugs {len(rising)} end above the base ({start[0]:.2f}), "
       f"beyond the intervals; {len(below)} end below the right code.")  # fmt: skip
 for name, rival in rivals.items():
-    exam.compare_trials(dials, name, rival, f"caught by {properties[name].__name__}")
+    exam.compare_trials(tried, name, rival, f"caught by {properties[name].__name__}")
 run = {"caught": caught, "below": below, "rising": rising}
 none = [0.0, 0.0, 0.0]
-last = min(dials.values(), key=lambda dial: dial["accuracy"][0], default={})
-ends = [dials.get("right", {}).get("accuracy", none), last.get("accuracy", none)]
+last = min(tried.values(), key=lambda trial: trial["accuracy"][0], default={})
+ends = [tried.get("right", {}).get("accuracy", none), last.get("accuracy", none)]
 what = "accuracy on validation of the right code and of the worst bug"
 course.finish(settings, run, *(Estimate(*end) for end in ends), what)
 
