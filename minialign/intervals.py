@@ -46,7 +46,7 @@ def bootstrap(
     truth may still be as low as about 1 - 3 / N.
 
     Shapes: values (N,), or (N, M) with a statistic. Units: of values.
-    Raises: ValueError for fewer than two problems or anything not finite.
+    Raises: ValueError for fewer than two problems, and as `check_numbers`.
     Source: Efron 1979, the percentile interval.
     """
     rank = 1 if statistic is None else 2
@@ -130,7 +130,7 @@ def over_seeds(values: Sequence[float]) -> Estimate:
 
     Three seeds give t = 4.30: wide, and rightly so.
 
-    Raises: ValueError unless there are 2 to 10 finite values.
+    Raises: ValueError unless there are 2 to 10 values, and as `check_numbers`.
     """
     values = check_numbers("over_seeds: values", values, 1)
     n = len(values)
@@ -194,8 +194,8 @@ def verdict(differences: Sequence[np.ndarray], *, seed: int = 0) -> Verdict:
     closer to each other than to 0.
 
     Shapes: differences (seeds, N), the same problems for all. Units: of accuracy.
-    Raises: TypeError for rows of several lengths; ValueError for anything not finite,
-        for more than 10 seeds, and for one seed of fewer than two problems.
+    Raises: ValueError for more than 10 seeds, and for one seed of fewer than two
+        problems; and as `check_numbers`, which refuses rows of several lengths.
     Source: Student 1908; for *equal* Schuirmann 1987, two one-sided tests of 2.5 %.
     """
     differences = check_numbers("verdict: differences", differences, 2)
