@@ -53,10 +53,11 @@ def check_shapes(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    (first_name, first), *others = tensors.items()
+    first_name = next(iter(tensors))
+    first = tensors[first_name]
     if first.numel() == 0:
         raise ValueError(f"{first_name} is empty: shape {tuple(first.shape)}")
-    for name, tensor in others:
+    for name, tensor in tensors.items():
         if tensor.shape != first.shape:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)} and {first_name} "

@@ -49,13 +49,13 @@ def score(
         another count than one finite number per answer; TypeError when it gives
         something that is not numbers.
     """
-    responses, samples = rollout.responses(), rollout.samples
-    if len(problems) * samples != len(responses):
+    responses = rollout.responses()
+    if len(problems) * rollout.samples != len(responses):
         raise ValueError(
-            f"score: {len(problems)} problems x {samples} samples but the rollout "
-            f"has {len(responses)} answers"
+            f"score: {len(problems)} problems x {rollout.samples} samples but the "
+            f"rollout has {len(responses)} answers"
         )
-    asked = [problem for problem in problems for _ in range(samples)]
+    asked = rollout.repeated(problems)
     texts = [tokenizer.decode_response(ids) for ids in responses]
     given = reward(asked, texts)
     try:

@@ -11,6 +11,7 @@ rollout's temperature, and scoring the rollout at that temperature repeats them.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ DROP_SHARE = 0.25  # a smaller share of ended rows stays: copying the cache is n
 
 
 Example = tuple[list[int], list[int]]  # ids: prompt, response ending in EOS
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,19 @@ class Rollout:
 
     def responses(self) -> list[list[int]]:
         """The ids that each row chose, EOS included."""
-        starts, lengths = self.prompt_lengths.tolist(), self.lengths().tolist()
+        starts = self.prompt_lengths.tolist()
+        ends = (self.prompt_lengths + self.lengths()).tolist()
+        rows = self.tokens.tolist()
         return [
-            row[start : start + length]
-            for row, start, length in zip(
-                self.tokens.tolist(), starts, lengths, strict=True
-            )
+            row[start:end] for row, start, end in zip(rows, starts, ends, strict=True)
         ]
+
+    def repeated(self, problems: Sequence[Item]) -> list[Item]:
+        """The problem that each row answers: every one K times, side by side."""
+        asked = []
+        for problem in problems:
+            asked += [problem] * self.samples
+        return asked
 
     def select(self, rows: Tensor) -> "Rollout":
         """These rows alone, without the columns that none of them uses."""
@@ -82,8 +90,11 @@ class Rollout:
 
     def to(self, device: torch.device) -> "Rollout":
         """The same rollout there."""
-        tensors = {k: x for k, x in vars(self).items() if isinstance(x, Tensor)}
-        return replace(self, **{k: x.to(device) for k, x in tensors.items()})
+        moved = {}
+        for name, x in vars(self).items():
+            if isinstance(x, Tensor):
+                moved[name] = x.to(device)
+        return replace(self, **moved)
 
 
 @torch.no_grad()
@@ -101,9 +112,9 @@ def rescore(model: Model, rollout: Rollout, parts: Iterable[Tensor]) -> Tensor:
     logprobs = torch.zeros_like(rollout.logprobs)  # (B, S)
     for rows in parts:
         part = rollout.select(rows)
-        scored = model, part.tokens, part.mask, rollout.temperature
-        found = token_logprobs(*scored).to(logprobs)  # (b, s)
-        logprobs[rows, : part.mask.shape[1]] = found
+        width = part.mask.shape[1]  # these answers need no more columns
+        found = token_logprobs(model, part.tokens, part.mask, rollout.temperature)
+        logprobs[rows, :width] = found.to(logprobs)
     return logprobs
 
 
@@ -128,11 +139,13 @@ def collate(
     tokens = torch.full((len(examples), longest), pad_id)  # (B, T)
     mask = torch.zeros(len(examples), longest - 1, dtype=torch.bool)  # (B, S)
     for row, (prompt, response) in enumerate(examples):
-        end, ids = len(prompt) + len(response), torch.tensor(prompt + response)
+        ids = torch.tensor(prompt + response)
+        end = len(ids)
         if ids.dtype != torch.int64:
             raise TypeError(f"examples[{row}]: ids must be integers, got {ids.dtype}")
         tokens[row, :end] = ids
-        mask[row, 0 if learn_prompt else len(prompt) - 1 : end - 1] = True
+        first = 0 if learn_prompt else len(prompt) - 1
+        mask[row, first : end - 1] = True
     return tokens, mask
 
 
@@ -168,17 +181,24 @@ def generate(
     if chunk is not None and chunk < len(prompts):
         if chunk < 1:
             raise ValueError(f"chunk must be >= 1 or None, got {chunk}")
-        parts = [
-            generate(
-                model, prompts[i : i + chunk], eos_id=eos_id, pad_id=pad_id,
-                max_new_tokens=max_new_tokens, samples=samples, greedy=greedy,
-                temperature=temperature, generator=generator,
+        parts = []
+        for first in range(0, len(prompts), chunk):
+            part = generate(
+                model,
+                prompts[first : first + chunk],
+                eos_id=eos_id,
+                pad_id=pad_id,
+                max_new_tokens=max_new_tokens,
+                samples=samples,
+                temperature=temperature,
+                greedy=greedy,
+                generator=generator,
             )
-            for i in range(0, len(prompts), chunk)
-        ]  # fmt: skip
+            parts.append(part)
         return _joined(parts, pad_id)
     device = model.embed_tokens.weight.device
-    B, sizes = len(prompts) * samples, [len(prompt) for prompt in prompts]
+    B = len(prompts) * samples
+    sizes = [len(prompt) for prompt in prompts]
     longest = max(sizes)
 
     left = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
@@ -221,7 +241,9 @@ def generate(
                 break
             if len(live) <= (1 - DROP_SHARE) * len(rows):
                 cache.keep(live)
-                rows, ended, choice = rows[live], ended[live], choice[live]
+                rows = rows[live]
+                ended = ended[live]
+                choice = choice[live]
         hidden = model(choice[:, None], cache)[:, -1]  # (live, D)
 
     # Between looks, a row that has ended goes on writing: what it wrote goes now.
@@ -234,9 +256,8 @@ def generate(
     columns = prompt_lengths[:, None] + torch.arange(max_new_tokens, device=device)
     right = [list(prompt) + [pad_id] * (longest - len(prompt)) for prompt in prompts]
     tokens = torch.full((B, longest + max_new_tokens), pad_id, device=device)
-    tokens[:, :longest] = torch.tensor(right, device=device).repeat_interleave(
-        samples, dim=0
-    )
+    starts = torch.tensor(right, device=device)  # (N, longest)
+    tokens[:, :longest] = starts.repeat_interleave(samples, dim=0)
     tokens.scatter_(1, columns, response.masked_fill(~chosen, pad_id))
     mask = torch.zeros_like(tokens, dtype=torch.bool).scatter_(1, columns, chosen)
     nats = torch.zeros_like(tokens, dtype=dtype)
@@ -260,11 +281,13 @@ def _joined(parts: list[Rollout], pad_id: int) -> Rollout:
     fills = {"tokens": pad_id, "mask": False, "logprobs": 0.0}
     whole = {}
     for name in (*fills, "prompt_lengths", "truncated"):
-        tensors = [getattr(part, name) for part in parts]
-        if name in fills:
-            short = [T - part.tokens.shape[1] for part in parts]
-            both = zip(tensors, short, strict=True)
-            tensors = [pad(x, (0, n), value=fills[name]) for x, n in both]
+        tensors = []
+        for part in parts:
+            x = getattr(part, name)
+            if name in fills:
+                missing = T - part.tokens.shape[1]  # columns
+                x = pad(x, (0, missing), value=fills[name])
+            tensors.append(x)
         whole[name] = torch.cat(tensors)
     return replace(parts[0], **whole)
 
@@ -292,11 +315,14 @@ def check(
     samples: int,
 ) -> None:
     """Refuse what cannot be sampled, naming the argument and the first wrong id."""
-    V, context = model.config.vocab_size, model.config.context
-    for name, count in (("max_new_tokens", max_new_tokens), ("samples", samples)):
+    V = model.config.vocab_size
+    context = model.config.context
+    counts = {"max_new_tokens": max_new_tokens, "samples": samples}
+    for name, count in counts.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} must be an integer >= 1, got {count!r}")
-    for name, token in (("eos_id", eos_id), ("pad_id", pad_id)):
+    ids = {"eos_id": eos_id, "pad_id": pad_id}
+    for name, token in ids.items():
         if not 0 <= token < V:
             raise ValueError(f"{name} must be in 0..{V - 1}, got {token}")
     if eos_id == pad_id:

@@ -101,7 +101,7 @@ def batches(
             if done >= last - first:
                 continue  # the whole window lies before `start`
             rows = order[first * config.batch_size : last * config.batch_size]
-            window = sorted((examples[i] for i in rows), key=lambda e: len(e[0] + e[1]))
+            window = sorted((examples[i] for i in rows), key=_length)
             cut = [
                 collate(window[i : i + config.batch_size], pad_id, config.learn_prompt)
                 for i in range(0, len(window), config.batch_size)
@@ -111,6 +111,11 @@ def batches(
                 yield *cut[i], count
 
 
+def _length(example: Example) -> int:
+    prompt, response = example
+    return len(prompt) + len(response)
+
+
 def optimizers(model: GPT, config: SFTConfig) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices where asked, AdamW for everything else."""
     blocks = [p for p in model.layers.parameters() if p.ndim == 2]
@@ -118,7 +123,8 @@ def optimizers(model: GPT, config: SFTConfig) -> list[torch.optim.Optimizer]:
     others = [p for p in model.parameters() if p.ndim == 2 and id(p) not in inside]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     if not config.muon:
-        others, blocks = others + blocks, []
+        others = others + blocks
+        blocks = []
     adamw = torch.optim.AdamW(
         [
             {"params": others, "weight_decay": config.weight_decay},
@@ -183,7 +189,8 @@ def train(
             )
 
         # 2. score
-        tokens, mask = tokens.to(device), mask.to(device)
+        tokens = tokens.to(device)
+        mask = mask.to(device)
         logprobs = token_logprobs(model, tokens, mask)  # (B, S)
 
         # 3. compare: with the demonstration itself; there is nothing else
