@@ -138,13 +138,12 @@ def deal(
     Shapes: -> epochs * minibatches steps of some tensors of rows, int64.
     """
     device = rollout.tokens.device
-    rows = torch.arange(len(rollout.tokens), device=generator.device)  # (B,)
+    B = len(rollout.tokens)
+    rows = torch.arange(B, device=generator.device)  # (B,)
     steps = []
     for _ in range(epochs):
         if minibatches > 1:
-            rows = torch.randperm(
-                len(rows), generator=generator, device=generator.device
-            )
+            rows = torch.randperm(B, generator=generator, device=generator.device)
         for own in rows.to(device).tensor_split(minibatches):
             parts = rollout.select(own).micro_batches(micro_batch)
             steps.append([own[part] for part in parts])
@@ -162,10 +161,17 @@ class Learner:
     linear rise over `config.warmup` updates, then a line that would meet 0 after the
     last.
 
+    `generator` samples answers, and nothing else. Whatever else is left to chance, such
+    as the order in which answers are learnt from, asks `data_order`, a generator that
+    is seeded from it once, at the start. So how a draw is used never changes what is
+    drawn next.
+
     `state` is the caller's dict. Filled, it continues the run that wrote it: weights,
-    moments, the generator and the position are restored at once, before anything is
-    drawn. It stays flat: a key for each model, "optimizer", "generator", "update", and
-    what `keep` is given besides.
+    moments, both generators and the position are restored at once, before anything is
+    drawn. It stays flat: a key for each model, "optimizer", "generator", "data_order",
+    "update", and what `keep` is given besides.
+
+    Raises: ValueError for a state without "data_order".
     """
 
     def __init__(
@@ -185,12 +191,29 @@ class Learner:
         weights = [list(model.parameters()) for model in self.models.values()]
         groups = [{"params": of_one_model} for of_one_model in weights]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-        self.update = self.state.get("update", 0)
+        self.data_order = torch.Generator()
+        self.update = 0
         if self.state:
-            for name, model in self.models.items():
-                model.load_state_dict(self.state[name])
-            self.optimizer.load_state_dict(self.state["optimizer"])
-            generator.set_state(self.state["generator"])
+            self.restore()
+        else:
+            seed = torch.randint(
+                2**62, (), generator=generator, device=generator.device
+            )
+            self.data_order.manual_seed(seed.item())
+
+    def restore(self) -> None:
+        """Put everything back as it was when the state was written."""
+        if "data_order" not in self.state:
+            raise ValueError(
+                "state: there is no 'data_order' in it, the generator of data order; "
+                "an earlier version wrote it: start the run anew"
+            )
+        for name, model in self.models.items():
+            model.load_state_dict(self.state[name])
+        self.optimizer.load_state_dict(self.state["optimizer"])
+        self.generator.set_state(self.state["generator"])
+        self.data_order.set_state(self.state["data_order"])
+        self.update = self.state["update"]
 
     def remaining(self) -> Iterator[int]:
         """The updates that are still to be made, each begun afresh: the learning rates
@@ -242,6 +265,7 @@ class Learner:
             self.state[name] = model.state_dict()
         self.state["optimizer"] = self.optimizer.state_dict()
         self.state["generator"] = self.generator.get_state()
+        self.state["data_order"] = self.data_order.get_state()
         self.state |= more
         self.state["update"] = self.update + 1
 

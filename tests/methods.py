@@ -54,6 +54,9 @@ class Method:
     # What a setting is changed to, where `another` value would do nothing.
     changed: dict = field(default_factory=dict)
 
+    # Changes of how a draw's answers are dealt to the steps, and of nothing else.
+    dealt: dict = field(default_factory=dict)
+
     # What the state holds, and something else in the place of each entry.
     gaps: dict[str, Callable] = field(default_factory=GAPS.copy)
     # The models whose weights it holds; the first is the policy.
@@ -206,7 +209,7 @@ def against_the_mean(rewards, greedy_rewards):
 
 def pairs_told_apart(metrics: list[Metrics]) -> bool:
     """At the end of the first round, before the reference moves."""
-    return metrics[3]["preferred"] > 0.9 and metrics[3]["margin"] > 0.05
+    return metrics[3]["preferred"] > 0.8 and metrics[3]["margin"] > 0.05
 
 
 SMALL = {"max_new_tokens": 3, "lr": 1e-2, "warmup": 3, "micro_batch": 8}
@@ -263,6 +266,7 @@ METHODS = {
         # At equal tokens: imitating oneself teaches nothing.
         misleading={"by lot": {"select": rejection_sampling.select_random}},
         changed={"batch_tokens": 20},
+        dealt={"batch_tokens": 50, "updates": 5},
         gaps={
             **GAPS,
             "pool": lambda saved: saved[::-1],
@@ -341,6 +345,7 @@ METHODS = {
         },
         price={"beta": 3.0, **AMPLE},
         changed={"eps_low": 0.002, "eps_high": 0.002},
+        dealt={"minibatches": 3, "epochs": 3},
         rounding={"floor": 1e-9},
     ),
     "ppo": Method(
@@ -395,6 +400,7 @@ METHODS = {
             "eps_high": 0.001,
             "value_clip": 0.001,
         },
+        dealt={"minibatches": 3, "epochs": 3},
         needed={"critic": CRITICS["a shared trunk"]},
         gaps={
             **GAPS,
@@ -436,6 +442,7 @@ METHODS = {
             "ipo": {"loss": partial(dpo.dpo_loss, per_pair=dpo.ipo)},
         },
         changed={"pairs_per_problem": 1},
+        dealt={"batch": 3, "updates": 5, "pairs_per_problem": 1},
         gaps={
             **GAPS,
             "pairs": lambda saved: saved[::-1],
@@ -470,6 +477,7 @@ METHODS = {
         },
         shuffled=RANKING,
         changed={"prompts": 6, "batch": 1},
+        dealt={"updates": 9},
         gaps={
             **GAPS,
             "order": lambda saved: [],

@@ -161,6 +161,23 @@ def test_the_reference_too_is_read_in_parts(method):
     training.check_reference_in_parts(method.run, updates=2)
 
 
+DEALING = {name: each for name, each in DRAWING.items() if each.dealt}
+
+
+@of(DEALING)
+def test_how_answers_are_dealt_never_moves_what_is_sampled(method, monkeypatch):
+    """While no weight moves, every draw is the same, in whatever order it is used."""
+    drawn = training.spied_draws(monkeypatch)
+    still = dict.fromkeys(method.rates, 0.0)
+    runs = []
+    for dealt in ({}, method.dealt):
+        drawn.clear()
+        list(method.run(base(), **still | dealt))
+        runs.append([rollout.tokens for _, rollout in drawn])
+    assert len(runs[0]) == len(runs[1]) >= 2
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
 # Several steps a draw
 
 STEPPING = {
@@ -256,6 +273,16 @@ def test_resuming_in_a_new_process_gives_the_same_bits(tmp_path):
     for name, end in ends.items():
         state = checkpoint.load(tmp_path / f"{name}.after")
         training.assert_same_bits(state, end, name)
+
+
+@of(DRAWING)
+def test_a_state_without_an_order_of_its_data_is_refused(method):
+    """As one that was written before there was such a thing."""
+    state: dict = {}
+    next(start(method, state)[1])
+    del state["data_order"]
+    with pytest.raises(ValueError, match=r"state.*'data_order'"):
+        next(start(method, state)[1])
 
 
 @of(METHODS)

@@ -46,6 +46,7 @@ from minialign.training import (
     draw,
 )
 
+ROUNDING = 1e-3  # nats: what sums of float32 log-probs may make of h = 0, and more
 Pair = tuple[list[int], list[int], list[int]]  # ids: prompt, chosen, rejected with EOS
 
 
@@ -194,8 +195,7 @@ def reference_of_pairs(
 
 def _shuffled(count: int, generator: torch.Generator) -> list[int]:
     """0 .. count - 1 in random order."""
-    chance = torch.rand(count, generator=generator, device=generator.device)
-    return chance.argsort().tolist()
+    return torch.randperm(count, generator=generator, device=generator.device).tolist()
 
 
 def train(
@@ -221,7 +221,7 @@ def train(
     (tokens); of the draw, before learning (not with `given`): `answer_metrics` and
     unpaired (share of problems), kl (nats, exact at each choice, one answer a problem;
     with a reference); of the step, before it: loss, grad_norm, margin (mean β h),
-    preferred (share of h > 0: rounding, at a round's start), chosen_logprob,
+    preferred (share of pairs whose chosen answer leads: h above 0.001), chosen_logprob,
     rejected_logprob, chosen_shift, rejected_shift (nats; from the round's reference).
     Without a pair, steps do nothing and report 0. Raises: as `check_settings`;
     ValueError for no problems, a reference missing or sharing weights, inf gradients.
@@ -267,11 +267,11 @@ def train(
                 drawn["kl"] = kl.mean().item()
 
             # 3. compare
-            rows = make_pairs(groups, config.pairs_per_problem, generator).tolist()
+            rows = make_pairs(groups, config.pairs_per_problem, learner.data_order)
             answers = rollout.responses()
             pairs = []
             paired = set()  # the problems that have a pair
-            for chosen, rejected in rows:
+            for chosen, rejected in rows.tolist():
                 problem = chosen // config.samples
                 paired.add(problem)
                 prompt = tokenizer.encode_prompt(asked[problem].question)
@@ -291,7 +291,7 @@ def train(
 
         # 4. update
         while pairs and len(order) < config.batch:
-            order = order + _shuffled(len(pairs), generator)
+            order = order + _shuffled(len(pairs), learner.data_order)
         batch = order[: config.batch]
         order = order[config.batch :]
         value = 0.0
@@ -327,7 +327,7 @@ def train(
             "loss": value,
             "grad_norm": grad_norm,
             "margin": config.beta * h.mean().item(),
-            "preferred": (h > 0).float().mean().item(),
+            "preferred": (h > ROUNDING).float().mean().item(),
             "chosen_logprob": chosen,
             "chosen_shift": chosen - ref_chosen,
             "rejected_logprob": rejected,

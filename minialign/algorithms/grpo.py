@@ -179,8 +179,8 @@ def train(
     state: dict | None = None,
 ) -> Iterator[dict[str, float]]:
     """Train the policy in place; one dict of metrics per update, that is per draw.
-    Problems are asked in order, again when they run out; `generator` samples answers
-    and deals them to minibatches; `state`, complete at every yield, continues a run.
+    Problems are asked in order, again when they run out; `generator` samples answers;
+    `state`, complete at every yield, continues a run.
     Metrics: those of `answer_metrics`, update, completions (answers drawn so far), dead
     (share of groups of equal rewards), length_up and length_down (mean length where
     A > 0, A < 0; 0 if nowhere), kl (nats per answer, mean k1 to the reference before
@@ -209,7 +209,11 @@ def train(
         asked, rollout = draw(policy, tokenizer, problems, update, config, generator)
         mask = rollout.mask  # (B, S)
         steps = deal(
-            rollout, config.epochs, config.minibatches, config.micro_batch, generator
+            rollout,
+            config.epochs,
+            config.minibatches,
+            config.micro_batch,
+            learner.data_order,
         )
 
         # 2. score

@@ -379,7 +379,11 @@ def train(
         asked, rollout = draw(policy, tokenizer, problems, update, config, generator)
         mask = rollout.mask  # (B, S)
         steps = deal(
-            rollout, config.epochs, config.minibatches, config.micro_batch, generator
+            rollout,
+            config.epochs,
+            config.minibatches,
+            config.micro_batch,
+            learner.data_order,
         )
 
         # 2. score

@@ -244,7 +244,7 @@ def train(
                 drawn["kl"] = (ref_nats - nats) / rewards.numel()
 
             # 3. compare
-            kept = select(rewards, lengths, generator)  # (P, K)
+            kept = select(rewards, lengths, learner.data_order)  # (P, K)
             if kept.dtype != torch.bool or kept.shape != rewards.shape:
                 raise ValueError(f"select: gave {kept}, must be bool (P, K)")
             answers = rollout.responses()
@@ -269,7 +269,7 @@ def train(
         tokens = 0  # of the batch's responses
         while pool and tokens < config.batch_tokens:
             if not order:
-                order = _shuffled(len(pool), generator).tolist()
+                order = _shuffled(len(pool), learner.data_order).tolist()
             example = pool[order.pop()]
             batch.append(example)
             tokens += len(example[1])

@@ -268,10 +268,7 @@ def train(
         rows = torch.arange(len(rollout.tokens), device=device).view_as(rewards)
         batches = rows.split(config.batch)  # each (p, K), p problems with all answers
         if not order:
-            chance = torch.rand(
-                len(batches), generator=generator, device=generator.device
-            )
-            order = chance.argsort().tolist()
+            order = torch.randperm(len(batches), generator=learner.data_order).tolist()
         batch = batches[order.pop()]  # (p, K)
         earned = rewards.take(batch)  # (p, K)
         lengths = rollout.lengths()[batch]  # (p, K)

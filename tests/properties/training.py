@@ -127,6 +127,7 @@ GAPS: dict[str, Callable] = {
     "policy": lambda saved: new_gpt(9).state_dict(),
     "optimizer": lambda saved: {**saved, "state": {}},
     "generator": lambda saved: generator(9).get_state(),
+    "data_order": lambda saved: generator(9).get_state(),
     "update": lambda saved: 0,
 }
 
@@ -252,7 +253,7 @@ def assert_metrics(
     assert styles[""] and all(x == pytest.approx(1) for x in styles.values())
     assert measured == pytest.approx({**shown, **expected}, rel=rel, abs=floor)
     assert all(type(value) in (int, float) for value in metrics.values())
-    assert 0 < metrics["reward"] < 1 and abs(metrics.get("kl", 1)) > 1e-3  # a fair test
+    assert 0 < metrics["reward"] < 1 and abs(metrics.get("kl", 1)) > 1e-4  # a fair test
 
 
 def check_lazy(
