@@ -356,12 +356,20 @@ class Mutant:
 
 @cache
 def syntax(module: ModuleType) -> dict[str, ast.FunctionDef]:
-    """The functions of a module, without what a machine does not read."""
+    """The functions of a module, without what a machine does not read.
+
+    What decorates one stays around it: its own code is what is changed.
+    """
     tree = ast.parse(inspect.getsource(module))
+    found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.arg):
             node.annotation = None
-    return {each.name: each for each in tree.body if isinstance(each, ast.FunctionDef)}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            node.decorator_list = []
+            found[node.name] = node
+    return found
 
 
 def places(node: ast.AST, above: tuple = ()) -> Iterator[tuple]:
