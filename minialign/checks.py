@@ -71,16 +71,24 @@ def check_shapes(**tensors: Tensor) -> None:
 
 
 def check_mask(mask: Tensor) -> None:
-    """The mask is (B, S) bool with at least one live token.
+    """The mask is (B, S) bool. Whether any token is live is not asked here.
 
     Raises: TypeError for another type (an int mask *indexes*, and ~1 is -2); ValueError
-        for another rank or no live token, where every mean would be 0 / 0.
+        for another rank.
     """
     check_shapes(mask=mask)
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be bool, got {mask.dtype}")
     if mask.dim() != 2:
         raise ValueError(f"mask must be (B, S), got shape {tuple(mask.shape)}")
+
+
+def check_some_live(mask: Tensor) -> None:
+    """As `check_mask`, and there is a live token: without one a mean would be 0 / 0.
+
+    Raises: as `check_mask`; ValueError for no live token.
+    """
+    check_mask(mask)
     if not mask.any():
         raise ValueError(f"mask has no live token in its {tuple(mask.shape)} slots")
 
@@ -91,9 +99,7 @@ def check_live(name: str, x: Tensor, mask: Tensor) -> None:
     Raises: TypeError for another type, half precision included; ValueError for another
         shape, or naming the first live slot that holds nan or inf.
     """
-    check_shapes(**{"mask": mask, name: x})
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name} must be float32 or float64, got {x.dtype}")
+    _check_floats(name, x, mask)
     _refuse(name, x, mask & ~x.isfinite(), "finite at live slots")
 
 
@@ -102,8 +108,12 @@ def check_logprobs(name: str, x: Tensor, mask: Tensor) -> None:
 
     Raises: as `check_live`; ValueError naming the first live slot above 0.
     """
-    check_live(name, x, mask)
-    _refuse(name, x, mask & (x > 1e-6), "log-probabilities, <= 0 at live slots")
+    _check_floats(name, x, mask)
+    # One look for both: on a GPU each look is a wait. A nan is not <= anything.
+    fine = (x <= 1e-6) & x.isfinite()
+    if (mask & ~fine).any():
+        check_live(name, x, mask)
+        _refuse(name, x, mask & ~fine, "log-probabilities, <= 0 at live slots")
 
 
 def check_rows(name: str, x: Tensor, mask: Tensor) -> None:
@@ -141,27 +151,30 @@ def check_tokens(model: object, tokens: Tensor, mask: Tensor) -> None:
         )
     check_mask(mask)
     check_shapes(mask=mask, **{"tokens[:, 1:]": tokens[:, 1:]})
-    check_ids("tokens", tokens, _vocabulary(model))
+    check_ids("tokens", tokens, vocabulary(model))
 
 
-def check_ids(name: str, ids: Tensor, vocabulary: float) -> None:
-    """ids are int64 and in 0..vocabulary - 1; a vocabulary of inf: 0 or more.
+def check_ids(name: str, ids: Tensor, known: float) -> None:
+    """ids are int64 and in 0..known - 1; with `known` inf, 0 or more.
 
     Raises: TypeError for another type; ValueError naming the first id outside.
     """
     if ids.dtype != torch.int64:
         raise TypeError(f"{name} must be int64 ids, got {ids.dtype}")
-    allowed = ">= 0" if vocabulary == math.inf else f"in 0..{vocabulary - 1}"
-    outside = (ids < 0) | (ids >= vocabulary)
+    allowed = ">= 0" if known == math.inf else f"in 0..{known - 1}"
+    outside = (ids < 0) | (ids >= known)
     _refuse(name, ids, outside, f"ids {allowed}")
 
 
 def check_logits(name: str, logits: Tensor) -> None:
     """logits are floats of any precision, and finite.
 
-    Raises: TypeError for another type; ValueError for nan, inf or an empty tensor.
+    Raises: TypeError for another type; ValueError for nan, inf or no words at all.
     """
-    check_shapes(**{name: logits})
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(logits).__name__}")
+    if logits.dim() == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"{name} must be (..., V), got shape {tuple(logits.shape)}")
     if not logits.is_floating_point():
         raise TypeError(f"{name} must be floats, got {logits.dtype}")
     # A finite sum has finite terms, and costs a thirtieth of looking at each.
@@ -258,8 +271,8 @@ def check_reference(
         raise ValueError(f"reference: {needed}, so a reference is needed")
     if reference is not None:
         check_apart(policy=policy, reference=reference)
-        known = _vocabulary(policy)
-        ref_known = _vocabulary(reference)
+        known = vocabulary(policy)
+        ref_known = vocabulary(reference)
         if known != ref_known and math.inf not in (known, ref_known):
             raise ValueError(f"reference: knows {ref_known} tokens, the policy {known}")
 
@@ -272,6 +285,13 @@ def _inside(value: float, interval: str) -> bool:
     return above and below
 
 
+def _check_floats(name: str, x: Tensor, mask: Tensor) -> None:
+    """x has the shape of the mask, and float32 or float64 in it."""
+    check_shapes(**{"mask": mask, name: x})
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} must be float32 or float64, got {x.dtype}")
+
+
 def _refuse(name: str, x: Tensor, bad: Tensor, allowed: str) -> None:
     """Raise if anything is bad, naming the first bad place and what stands there."""
     if bad.any():
@@ -280,7 +300,7 @@ def _refuse(name: str, x: Tensor, bad: Tensor, allowed: str) -> None:
         raise ValueError(f"{name} must be {allowed}, got {value} at {where}")
 
 
-def _vocabulary(model: object) -> float:
+def vocabulary(model: object) -> float:
     """The number of ids that a model knows; inf if it does not say."""
     config = getattr(model, "config", None)
     return getattr(config, "vocab_size", math.inf)

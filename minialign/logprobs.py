@@ -15,6 +15,7 @@ is computed from it. Multiplying by the mask afterwards gives nan * 0 = nan, and
 """
 
 import math
+from numbers import Real
 from typing import Protocol
 
 import torch
@@ -30,7 +31,11 @@ from minialign.checks import (
     check_shapes,
     check_temperature,
     check_tokens,
+    vocabulary,
 )
+
+# How many there are in the whole batch: a number of Python or numpy, or a 0-dim tensor.
+Count = float | Tensor
 
 
 class Model(Protocol):
@@ -57,16 +62,19 @@ def token_logprobs(
     Shapes: tokens (B, T) int64, mask (B, T - 1) bool -> (B, T - 1).
     Units: nats, <= 0, float32 or better. Gradient: through the model.
     Raises: TypeError for tokens that are not int64 or a mask that is not bool;
-        ValueError for other shapes, ids outside the vocabulary, a mask without a live
-        token, a temperature that is not positive.
+        ValueError for other shapes, ids outside the vocabulary, logits that are not
+        finite, a temperature that is not positive.
     """
     check_tokens(model, tokens, mask)
     check_temperature(temperature)
-    inputs = tokens[:, :-1]  # (B, S)
-    targets = tokens[:, 1:]  # (B, S)
-    hidden = model(inputs)[mask]  # (N, D), N live tokens
+    rows, slots = mask.nonzero(as_tuple=True)  # (N,) each, of the N live tokens
+    hidden = model(tokens[:, :-1])[rows, slots]  # (N, D)
     logits = model.logits(hidden)  # (N, V)
-    live = logprobs_from_logits(logits, targets[mask], temperature)  # (N,)
+    check_logits("logits", logits)
+    targets = tokens[rows, slots + 1]  # (N,)
+    if vocabulary(model) == math.inf:  # it did not say, and ids are not known to fit
+        check_ids("tokens", targets, logits.shape[-1])
+    live = _of_targets(logits, targets, temperature)  # (N,)
     logprobs = torch.zeros(mask.shape, dtype=live.dtype, device=live.device)
     return logprobs.masked_scatter(mask, live)  # (B, S)
 
@@ -89,7 +97,11 @@ def logprobs_from_logits(
     check_logits("logits", logits)
     check_shapes(**{"logits[..., 0]": logits[..., 0], "targets": targets})
     check_ids("targets", targets, logits.shape[-1])
-    scaled = at_least_float32(logits) / temperature
+    return _of_targets(logits, targets, temperature)
+
+
+def _of_targets(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    scaled = at_least_float32(logits) / temperature  # (..., V)
     every = torch.log_softmax(scaled, dim=-1)  # (..., V)
     return every.gather(-1, targets[..., None]).squeeze(-1)  # (...)
 
@@ -119,7 +131,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return masked_sum(x, mask) / mask.sum(1).clamp(min=1)
 
 
-def token_mean(x: Tensor, mask: Tensor, count: float | None = None) -> Tensor:
+def token_mean(x: Tensor, mask: Tensor, count: Count | None = None) -> Tensor:
     """Σ over live slots / number of live slots: every *token* weighs the same.
 
     Long rows weigh more than short ones. `count` is the number of live tokens of the
@@ -127,13 +139,13 @@ def token_mean(x: Tensor, mask: Tensor, count: float | None = None) -> Tensor:
 
     Shapes: x, mask (B, S) -> (). Units: those of x, per token. Reduction: token mean.
     Gradient: 1 / count at live slots.
-    Raises: as `check_mask` and `check_live`; ValueError for a count not positive.
+    Raises: as `check_mask`, `check_live` and `normaliser`.
     """
     total = masked_sum(x, mask).sum()
-    return total / normaliser(count, int(mask.sum()))
+    return total / normaliser(count, mask.sum())
 
 
-def sequence_mean(x: Tensor, mask: Tensor, count: float | None = None) -> Tensor:
+def sequence_mean(x: Tensor, mask: Tensor, count: Count | None = None) -> Tensor:
     """Mean over rows of each row's mean over live slots: every *row* weighs the same.
 
     A token of a long row weighs less than one of a short row. `count` is the number of
@@ -142,13 +154,13 @@ def sequence_mean(x: Tensor, mask: Tensor, count: float | None = None) -> Tensor
     Shapes: x, mask (B, S) -> ().
     Units: those of x, per token. Reduction: sequence mean.
     Gradient: 1 / (count * live tokens of the row) at live slots.
-    Raises: as `check_mask` and `check_live`; ValueError for a count not positive.
+    Raises: as `check_mask`, `check_live` and `normaliser`.
     """
     total = masked_mean(x, mask).sum()
-    return total / normaliser(count, int(mask.any(1).sum()))
+    return total / normaliser(count, mask.any(1).sum())
 
 
-def sequence_sum(x: Tensor, mask: Tensor, count: float | None = None) -> Tensor:
+def sequence_sum(x: Tensor, mask: Tensor, count: Count | None = None) -> Tensor:
     """Σ over live slots / number of rows: what the policy gradient theorem asks for.
 
     The only one of the three that leaves E[∇ loss] = -∇ E[R] unbiased: its divisor does
@@ -158,21 +170,34 @@ def sequence_sum(x: Tensor, mask: Tensor, count: float | None = None) -> Tensor:
     Shapes: x, mask (B, S) -> ().
     Units: those of x, per row. Reduction: sequence sum / B.
     Gradient: 1 / count at live slots.
-    Raises: as `check_mask` and `check_live`; ValueError for a count not positive.
+    Raises: as `check_mask`, `check_live` and `normaliser`.
     """
     total = masked_sum(x, mask).sum()
-    return total / normaliser(count, int(mask.any(1).sum()))
+    return total / normaliser(count, mask.any(1).sum())
 
 
-def normaliser(count: float | None, live: int) -> float:
-    """What a reduction divides by: `count`, or the batch's own number for None."""
+def normaliser(count: Count | None, live: Tensor | int) -> Tensor | float:
+    """What a reduction divides by: `count`, or the batch's own number for None.
+
+    Raises: TypeError for a count that is no number and no 0-dim tensor; ValueError for
+        one that is not positive and finite, and for a mask without anything live to
+        count. With a count such a mask is legal: its share of the whole is 0.
+    """
     if count is None:
+        if live == 0:
+            raise ValueError("mask has no live token, and no count says of how many")
         return live
-    if isinstance(count, bool) or not isinstance(count, int | float):
-        raise TypeError(f"count must be a number or None, got {type(count).__name__}")
+    if isinstance(count, Tensor):
+        fits = count.dim() == 0 and count.dtype != torch.bool
+    else:
+        fits = isinstance(count, Real) and not isinstance(count, bool)
+    if not fits:
+        raise TypeError(
+            f"count must be a number, a 0-dim tensor or None, got {count!r}"
+        )
     if not 0 < count < math.inf:
         raise ValueError(f"count must be positive and finite, got {count}")
-    return count
+    return count if isinstance(count, Tensor) else float(count)
 
 
 # KL(policy ‖ reference), from samples of the policy and exactly. What is said of a

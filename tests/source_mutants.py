@@ -84,8 +84,6 @@ EXPLAINED: dict[str, str] = {
     ),
     "ppo.score_tokens: torch.log_softmax(logits / temperature, dim=-1) -> "
     "torch.log_softmax(logits / temperature, dim=1)": LAST_IS_1,
-    "ppo.score_tokens: (every.exp() * every).sum(-1) -> "
-    "(every.exp() * every).sum(1)": LAST_IS_1,
     "ppo.gae: r[:, 0] -> r[:, -1]": SHAPE_ALONE,
     "ppo.value_loss: V - R -> R - V": SQUARED,
     "ppo.value_loss: near - R -> R - near": SQUARED,

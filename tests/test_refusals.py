@@ -222,27 +222,48 @@ def refuse_groups(function, call, name: str = "rewards") -> None:
     refuse_content(function, call, name)
 
 
-def refuse_mask(function, call, mask: Tensor, alone: bool = False) -> None:
+def refuse_mask(
+    function, call, mask: Tensor, alone: bool = False, dead: bool = False
+) -> None:
+    """`dead`: a mask without a live token is refused too."""
     # A mask on another device is found out by the floats that are compared with it.
     shapes = {"deeper": mask[..., None], "row 0": mask[0], "empty": mask[:0]}
     if not alone:
         shapes |= {"a row less": mask[:-1], "a column less": mask[:, :-1]}
-    refuse(function, call, mask={**shapes, "all dead": mask & False})
+    refuse(function, call, mask=shapes)
+    if dead:
+        refuse(function, call, mask={"all dead": mask & False})
     refuse(function, call, TypeError, detail="int64", mask={"int64": mask.long()})
     refuse(function, call, TypeError, mask={"list": mask.tolist()})
 
 
 def refuse_count(function, call) -> None:
     refuse(function, call, count=(0, -1, nan, inf))
-    refuse(function, call, TypeError, count=(True, "8"))
+    refuse(function, call, TypeError, count=(True, "8", torch.tensor([8.0])))
+    tensors = {"0, a tensor": torch.tensor(0), "nan, a tensor": torch.tensor(nan)}
+    refuse(function, call, count=tensors)
 
+
+# What would divide by their number, if there is no live token at all.
+DIVIDING = [
+    remax.code_weights,
+    ppo.shape_token_rewards,
+    ppo.whiten,
+    ppo.explained_variance,
+    rrhf.summed_logprobs,
+    rrhf.mean_logprobs,
+    rrhf.rrhf_loss,
+]
+COUNTED = [each for each in CALLS if "count" in inspect.signature(each).parameters]
+COUNTED.remove(rrhf.sft_loss)  # no best answer, no loss: then it is 0 without a count
 
 for function, call in CALLS.items():
+    dead = function in COUNTED or function in DIVIDING
     floats = {name for name, x in call.items() if isinstance(x, Tensor)} - {"mask"}
     if "ref" in call:  # a term of GRPO: it hands `ref` on, and does not look at `old`
         refuse_slots(function, call, "ref", own="ref_logprobs")
     refuse_slots(function, call, *sorted(floats - {"ref", "old"}))
-    refuse_mask(function, call, call["mask"])
+    refuse_mask(function, call, call["mask"], dead=dead)
     if "count" in inspect.signature(function).parameters:
         refuse_count(function, call)
 
@@ -320,6 +341,7 @@ above = {"above 0": spoiled(NEW, 0.01), "and not by rounding": spoiled(NEW, 1e-5
 refuse(checks.check_logprobs, call, detail=r"\[0, 1\]", x=above)
 refuse_slots(checks.check_rows, {"name": "x", "x": EARNED, "mask": MASK}, "x")
 refuse_mask(checks.check_mask, {}, MASK, alone=True)
+refuse_mask(checks.check_some_live, {}, MASK, alone=True, dead=True)
 call = {"first": X, "x": Y}
 bad = {"one column": X[:, :1], "one row": X[:1], "elsewhere": X.to("meta")}
 refuse(checks.check_shapes, call, x=bad)
@@ -331,8 +353,8 @@ far = {"far above": spoiled(X, 81.0), "inf": spoiled(X, inf)}
 refuse(checks.check_exponent, call, names="log_ratio", detail=r"\[0, 1\]", exponent=far)
 call = {"name": "logits", "logits": X}
 refuse_content(checks.check_logits, call, "logits", half=False)
-refuse(checks.check_logits, call, logits={"empty": X[:0]})
-call = {"name": "ids", "ids": TARGETS, "vocabulary": 5}
+refuse(checks.check_logits, call, logits={"no words": X[:, :0]})
+call = {"name": "ids", "ids": TARGETS, "known": 5}
 bad = {"-1": torch.tensor([1, -1]), "V": torch.tensor([1, 5])}
 refuse(checks.check_ids, call, detail=r"\[1\]", ids=bad)
 refuse(checks.check_ids, call, TypeError, ids={"int32": TARGETS.int()})
@@ -1443,6 +1465,57 @@ def test_rewards_of_zero_are_legal_and_teach_nothing(train):
         assert moved == teaches
 
 
+# A micro-batch may be empty
+
+
+@pytest.mark.parametrize("function", COUNTED, ids=called)
+def test_an_empty_micro_batch_adds_nothing(function):
+    """All slots masked, and the count that of the whole batch: 0, and no slope."""
+    call = {**CALLS[function], "count": 8}
+    call["mask"] = call["mask"] & False
+    leaves = {}
+    for name, x in call.items():
+        if isinstance(x, Tensor) and x.is_floating_point():
+            leaves[name] = x.clone().requires_grad_()
+    value = function(**call | leaves)
+    assert value == 0
+    value.backward()
+    assert all(x.grad is None or (x.grad == 0).all() for x in leaves.values())
+
+
+SLOTWISE = [each for each in CALLS if each not in [*COUNTED, *DIVIDING]]
+
+
+@pytest.mark.parametrize("function", SLOTWISE, ids=called)
+def test_slots_and_rows_without_a_live_token_are_as_masked_ones(function):
+    call = CALLS[function]
+    empty = function(**call | {"mask": call["mask"] & False})
+    expected = 0.0
+    if function is lp.probability_ratio:
+        expected = 1.0
+    if function in (reinforce.shape_rewards, rloo.shape_rewards):
+        expected = call["rewards"]  # of answers without a token there is no KL
+    assert (empty == expected).all()
+
+
+def test_an_empty_micro_batch_can_be_scored():
+    policy = fresh()
+    logprobs = lp.token_logprobs(policy, TOKENS, CHOSEN & False)
+    assert logprobs.shape == CHOSEN.shape and (logprobs == 0).all()
+    logprobs.sum().backward()
+    slopes = [weight.grad for weight in policy.parameters()]
+    assert all(slope is None or (slope == 0).all() for slope in slopes)
+
+
+@pytest.mark.parametrize("function", COUNTED, ids=called)
+@pytest.mark.parametrize(
+    "count", [np.int64(8), np.float32(8), torch.tensor(8), torch.tensor(8.0)], ids=repr
+)
+def test_a_count_is_a_number_of_any_kind(function, count):
+    call = CALLS[function]
+    assert torch.equal(function(**call, count=count), function(**call, count=8))
+
+
 # What a mask hides
 
 
@@ -1568,6 +1641,7 @@ UNMASKED = {
     ],
     "it reads no floats but (B,)": [
         checks.check_mask,
+        checks.check_some_live,
         checks.check_rows,
         checks.check_tokens,
     ],

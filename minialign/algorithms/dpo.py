@@ -33,6 +33,7 @@ from minialign.checks import (
 )
 from minialign.evaluation import answer_metrics, measured_kl
 from minialign.logprobs import (
+    Count,
     sequence_sum,
     token_logprobs,
 )
@@ -100,7 +101,7 @@ def dpo_loss(
     ref_chosen_logprobs: Tensor,
     ref_rejected_logprobs: Tensor,
     beta: float,
-    count: int | None = None,
+    count: Count | None = None,
     per_pair: Callable[[Tensor, float], Tensor] = logistic,
 ) -> Tensor:
     """L = −(1/N) Σ_n log σ(β h_n): log 2 where the policy is the reference.

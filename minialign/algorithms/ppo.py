@@ -24,19 +24,22 @@ from torch import Tensor, nn
 from minialign.checks import (
     check_apart,
     check_live,
+    check_logits,
     check_mask,
     check_problems,
     check_reference,
     check_rows,
     check_settings,
+    check_some_live,
+    check_temperature,
     check_tokens,
 )
 from minialign.evaluation import answer_metrics
 from minialign.logprobs import (
+    Count,
     at_least_float32,
     kl_k1,
     kl_k3,
-    logprobs_from_logits,
     probability_ratio,
     sequence_sum,
     token_mean,
@@ -121,14 +124,17 @@ def score_tokens(
     Gradient: through both models. Raises: ValueError, TypeError as `token_logprobs`.
     """
     check_tokens(policy, tokens, mask)
+    check_temperature(temperature)
     inputs = tokens[:, :-1]  # (B, S)
-    targets = tokens[:, 1:]  # (B, S)
+    rows, slots = mask.nonzero(as_tuple=True)  # (N,) each, of the N live tokens
     hidden = policy(inputs)  # (B, S, D)
-    logits = at_least_float32(policy.logits(hidden[mask]))  # (N, V), N live tokens
-    values = at_least_float32(critic(inputs, hidden)[mask])  # (N,)
-    logprobs = logprobs_from_logits(logits, targets[mask], temperature)  # (N,)
+    logits = at_least_float32(policy.logits(hidden[rows, slots]))  # (N, V)
+    values = at_least_float32(critic(inputs, hidden)[rows, slots])  # (N,)
+    check_logits("logits", logits)
     every = torch.log_softmax(logits / temperature, dim=-1)  # (N, V)
-    entropies = -(every.exp() * every).sum(-1)  # (N,)
+    targets = tokens[rows, slots + 1]  # (N,)
+    logprobs = every.gather(1, targets[:, None])[:, 0]  # (N,)
+    entropies = -(every.exp() * every).sum(1)  # (N,)
     return _spread(logprobs, mask), _spread(values, mask), _spread(entropies, mask)
 
 
@@ -222,7 +228,7 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     Shapes: (B, S) -> (B, S), 0 at masked slots. Units: standard deviations.
     Gradient: none. Raises: ValueError, TypeError. Source: N-details, 1e-8 included.
     """
-    check_mask(mask)
+    check_some_live(mask)
     live = _live("x", x, mask).detach()[mask]  # (N,)
     unequal = live.min() < live.max()  # if not, rounding alone would part them
     centred = (live - live.mean()) * unequal  # (N,)
@@ -237,7 +243,7 @@ def policy_loss(
     mask: Tensor,
     eps_low: float,
     eps_high: float,
-    count: int | None = None,
+    count: Count | None = None,
 ) -> Tensor:
     """−(1/B) Σ_b Σ_s min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A), ρ = π / π_old.
 
@@ -265,7 +271,7 @@ def value_loss(
     returns: Tensor,
     mask: Tensor,
     clip: float | None = None,
-    count: int | None = None,
+    count: Count | None = None,
 ) -> Tensor:
     """½ mean of max((V − R)², (V_old + clip(V − V_old, ±c) − R)²); None: no clip.
 
@@ -292,7 +298,7 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     Shapes: all (B, S) -> a number; 0 where R does not vary, and nothing is to explain.
     Raises: ValueError, TypeError.
     """
-    check_mask(mask)
+    check_some_live(mask)
     V = _live("values", values, mask)[mask].double()  # (N,)
     R = _live("returns", returns, mask)[mask].double()  # (N,)
     if R.min() == R.max():

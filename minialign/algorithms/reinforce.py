@@ -33,7 +33,13 @@ from minialign.checks import (
     check_settings,
 )
 from minialign.evaluation import answer_metrics
-from minialign.logprobs import kl_k1, masked_sum, sequence_sum, token_logprobs
+from minialign.logprobs import (
+    Count,
+    kl_k1,
+    masked_sum,
+    sequence_sum,
+    token_logprobs,
+)
 from minialign.model import GPT
 from minialign.problems import Problem
 from minialign.rewards import Reward, score
@@ -101,7 +107,7 @@ def shape_rewards(
 
 
 def reinforce_loss(
-    logprobs: Tensor, advantages: Tensor, mask: Tensor, count: int | None = None
+    logprobs: Tensor, advantages: Tensor, mask: Tensor, count: Count | None = None
 ) -> Tensor:
     """The loss whose negative gradient is the policy gradient.
 
@@ -113,8 +119,9 @@ def reinforce_loss(
     Units: reward x nats. Reduction: sequence sum / B; `count` replaces B, so that
     micro-batches add up to the batch.
     Gradient: through logprobs only.
-    Raises: ValueError for shapes that disagree, (B, 1) for (B,), no live token, values
-    that are not finite, log-probabilities above 0; TypeError for a mask not bool.
+    Raises: ValueError for shapes that disagree, (B, 1) for (B,), values that are not
+    finite, log-probabilities above 0, no live token and no count; TypeError for a mask
+    not bool.
     Source: Williams 1992; Ahmadian et al. 2024, arXiv 2402.14740, equation 6.
     """
     check_mask(mask)

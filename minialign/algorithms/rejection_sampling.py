@@ -31,6 +31,7 @@ from minialign.checks import (
 )
 from minialign.evaluation import answer_metrics, binary_kl, style_shares
 from minialign.logprobs import (
+    Count,
     sequence_sum,
     token_logprobs,
 )
@@ -165,7 +166,7 @@ def keep_all(earlier: Pool, new: Pool) -> Pool:
 
 
 def likelihood_loss(
-    logprobs: Tensor, weights: Tensor, mask: Tensor, count: float | None = None
+    logprobs: Tensor, weights: Tensor, mask: Tensor, count: Count | None = None
 ) -> Tensor:
     """L = −(1/count) Σ_b w_b Σ_s mask[b, s] logprobs[b, s]: w = 1 kept, w = 0 not.
 

@@ -34,9 +34,11 @@ from minialign.checks import (
     check_reference,
     check_rows,
     check_settings,
+    check_some_live,
 )
 from minialign.evaluation import answer_metrics
 from minialign.logprobs import (
+    Count,
     kl_k1,
     sequence_sum,
     token_logprobs,
@@ -117,12 +119,13 @@ def code_returns(advantages: Tensor, k1: Tensor, mask: Tensor, beta: float) -> T
 
 def code_weights(advantages: Tensor, k1: Tensor, mask: Tensor, beta: float) -> Tensor:
     """`code_returns` x answers / tokens: `remax_loss` is then their token mean."""
+    check_some_live(mask)
     returns = code_returns(advantages, k1, mask, beta)  # (B, S)
     return returns * mask.any(1).sum() / mask.sum()
 
 
 def remax_loss(
-    logprobs: Tensor, weights: Tensor, mask: Tensor, count: int | None = None
+    logprobs: Tensor, weights: Tensor, mask: Tensor, count: Count | None = None
 ) -> Tensor:
     """L = −(1/B) Σ_b Σ_s mask[b, s] weights[b, s] logprobs[b, s].
 

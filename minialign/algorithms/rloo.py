@@ -37,6 +37,7 @@ from minialign.checks import (
 )
 from minialign.evaluation import answer_metrics
 from minialign.logprobs import (
+    Count,
     kl_k1,
     masked_sum,
     sequence_sum,
@@ -109,7 +110,7 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 
 
 def rloo_loss(
-    logprobs: Tensor, advantages: Tensor, mask: Tensor, count: int | None = None
+    logprobs: Tensor, advantages: Tensor, mask: Tensor, count: Count | None = None
 ) -> Tensor:
     """L = −(1/B) Σ_b A_b Σ_s mask[b, s] logprobs[b, s]; −∇L is the policy gradient.
 
@@ -117,8 +118,9 @@ def rloo_loss(
     Units: reward x nats. Reduction: sequence sum / B; `count` replaces B, so that
     micro-batches add up to the batch.
     Gradient: through logprobs only.
-    Raises: ValueError for shapes that disagree, (P, K) for (B,), no live token, values
-    that are not finite, log-probabilities above 0; TypeError for a mask not bool.
+    Raises: ValueError for shapes that disagree, (P, K) for (B,), values that are not
+    finite, log-probabilities above 0, no live token and no count; TypeError for a mask
+    not bool.
     Source: Williams 1992; Ahmadian et al. 2024, arXiv 2402.14740, equation 6.
     """
     check_mask(mask)

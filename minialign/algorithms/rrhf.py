@@ -33,6 +33,7 @@ from minialign.checks import (
 )
 from minialign.evaluation import answer_metrics, measured_kl
 from minialign.logprobs import (
+    Count,
     masked_sum,
     normaliser,
     token_logprobs,
@@ -100,7 +101,7 @@ def ranking_loss(
     mean_logprobs: Tensor,
     rewards: Tensor,
     margin: float = 0.0,
-    count: int | None = None,
+    count: Count | None = None,
 ) -> Tensor:
     """L = 1/P Σ_problems Σ_{r_i < r_j} max(0, margin + p_i − p_j): a *sum* over pairs.
 
@@ -137,7 +138,7 @@ def best_answers(rewards: Tensor) -> Tensor:
 
 
 def sft_loss(
-    logprobs: Tensor, rewards: Tensor, mask: Tensor, count: int | None = None
+    logprobs: Tensor, rewards: Tensor, mask: Tensor, count: Count | None = None
 ) -> Tensor:
     """L = −(1/N) Σ log π of the N tokens of the best answers; 0 where there is none.
 
@@ -167,7 +168,7 @@ def rrhf_loss(
     sft_weight: float = 1.0,
     margin: float = 0.0,
     likelihood: Likelihood = mean_logprobs,
-    counts: Sequence[int | None] = (None, None),
+    counts: Sequence[Count | None] = (None, None),
 ) -> Tensor:
     """L = L_rank + sft_weight · L_sft.
 

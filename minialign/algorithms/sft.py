@@ -30,6 +30,7 @@ from minialign.checks import (
     check_settings,
 )
 from minialign.logprobs import (
+    Count,
     token_logprobs,
     token_mean,
 )
@@ -55,7 +56,7 @@ class SFTConfig:
     seed: int = 0  # of the order of the examples
 
 
-def sft_loss(logprobs: Tensor, mask: Tensor, count: float | None = None) -> Tensor:
+def sft_loss(logprobs: Tensor, mask: Tensor, count: Count | None = None) -> Tensor:
     """Mean negative log-likelihood of the live tokens.
 
     L = -(1/N) Σ_b Σ_s mask[b, s] logprobs[b, s], N the number of live tokens.
