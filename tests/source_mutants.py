@@ -85,6 +85,9 @@ EXPLAINED: dict[str, str] = {
     "ppo.score_tokens: torch.log_softmax(logits / temperature, dim=-1) -> "
     "torch.log_softmax(logits / temperature, dim=1)": LAST_IS_1,
     "ppo.gae: r[:, 0] -> r[:, -1]": SHAPE_ALONE,
+    "ppo.gae: r[:, 0] -> r[:, -1] (#2)": SHAPE_ALONE,
+    "ppo.explained_variance: _live('values', values, mask)[mask].double() -> "
+    "_live('values', values, mask)[mask]": "R is in float64, and so is R - V",
     "ppo.value_loss: V - R -> R - V": SQUARED,
     "ppo.value_loss: near - R -> R - near": SQUARED,
     "ppo.explained_variance: R - V -> V - R": "a variance has no sign",
@@ -110,6 +113,17 @@ EXPLAINED: dict[str, str] = {
     "torch.randperm(last - first, generator=generator)": ALSO_AN_INDEX,
 }
 
+
+# Training loops and parts of them: what they do is tested by hand, update by update.
+LOOPS = {
+    "train",
+    "score_answers",
+    "same_beta",
+    "reference_of_pairs",
+    "_shuffled",
+    "_length",
+    "_mean_over",
+}
 
 # What a node can be mistaken for
 
@@ -472,8 +486,8 @@ def functions(part: str) -> Iterator[tuple[ast.FunctionDef, FunctionType]]:
 
 
 def is_pure(function: FunctionType) -> bool:
-    """It is no training loop."""
-    return function.__name__ != "train"
+    """It is no training loop, and no part of one."""
+    return function.__name__ not in LOOPS
 
 
 def source_mutants(part: str = "") -> list[Mutant]:
