@@ -32,6 +32,8 @@ RANGES = {
     "temperature": "(0, inf)",  # logits are divided by it
     "max_grad_norm": "(0, inf]",  # at 0 no gradient would be left
     "entropy_coef": "(-inf, inf)",
+    "truncated_reward": "(-inf, inf)",
+    "threshold": "(-inf, inf)",
     "memory_decay": "[0, 1)",  # at 1 nothing new would be remembered
     "cooldown": "[0, 1]",
     "gamma": "[0, 1]",

@@ -12,6 +12,8 @@ fail to say, the policy will not learn, and whatever they say by mistake, it wil
 Bring your own: any function of that form goes where `verifier` goes.
 """
 
+import math
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -36,19 +38,28 @@ def verifier(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
 
 
 def score(
-    reward: Reward, problems: Sequence[Problem], rollout: Rollout, tokenizer: Tokenizer
+    reward: Reward,
+    problems: Sequence[Problem],
+    rollout: Rollout,
+    tokenizer: Tokenizer,
+    truncated_reward: float = 0.0,
 ) -> Tensor:
-    """The reward of every answer in a rollout; an answer that did not end earns 0.
+    """The reward of every answer in a rollout.
 
     The reward is called once, on all answers, with each problem repeated for its K
-    samples; texts stop before the first EOS.
+    samples; texts stop before the first EOS. An answer that did not end earns
+    `truncated_reward`, whatever the reward says of it. If an answer that ended earns
+    less, then not to end pays, and the policy will find out: a warning says of how many
+    that is true, once for each reward.
 
     Shapes: problems has B / K entries for a rollout of B = prompts x K -> (B,) float32.
     Units: the reward's own. Gradient: none.
-    Raises: ValueError when problems and rollout disagree, or when the reward gives
-        another count than one finite number per answer; TypeError when it gives
-        something that is not numbers.
+    Raises: ValueError when problems and rollout disagree, when the reward gives another
+        count than one finite number per answer, or for a truncated_reward that is not
+        finite; TypeError when the reward gives something that is not numbers.
     """
+    if not math.isfinite(truncated_reward):
+        raise ValueError(f"truncated_reward: got {truncated_reward}, must be finite")
     responses = rollout.responses()
     if len(problems) * rollout.samples != len(responses):
         raise ValueError(
@@ -79,5 +90,28 @@ def score(
             f"score: the reward of answer {first} is {rewards[first].item()}, which is "
             f"not finite: {texts[first][:60]!r}"
         )
-    truncated = rollout.truncated
-    return rewards.to(truncated.device).masked_fill(truncated, 0.0)
+    truncated = rollout.truncated.cpu()  # (B,)
+    _warn_if_not_ending_pays(reward, rewards[~truncated], truncated_reward)
+    rewards = rewards.masked_fill(truncated, truncated_reward)
+    return rewards.to(rollout.truncated.device)
+
+
+_SAID: set[tuple[str, float]] = set()  # of which reward, and which truncated_reward
+
+
+def _warn_if_not_ending_pays(
+    reward: Reward, ended: Tensor, truncated_reward: float
+) -> None:
+    """Say once that answers which ended earned less than those which did not."""
+    below = int((ended < truncated_reward).sum())
+    name = getattr(reward, "__qualname__", repr(reward))
+    if below == 0 or (name, truncated_reward) in _SAID:
+        return
+    _SAID.add((name, truncated_reward))
+    warnings.warn(
+        f"{name}: {below} of {len(ended)} answers that ended earned less than "
+        f"truncated_reward, {truncated_reward:g}: not to end pays. Set "
+        f"truncated_reward to the least that an answer can earn",
+        RuntimeWarning,
+        stacklevel=3,
+    )

@@ -244,6 +244,7 @@ METHODS = {
         ),
         long={"prompts": 5, "updates": 8, "batch_tokens": 30, "micro_batch": 30},
         everything={
+            "max_new_tokens": 2,
             "updates": 2,
             "lr": 2e-3,
             "batch_tokens": 8,
@@ -265,7 +266,7 @@ METHODS = {
         },
         # At equal tokens: imitating oneself teaches nothing.
         misleading={"by lot": {"select": rejection_sampling.select_random}},
-        changed={"batch_tokens": 20},
+        changed={"batch_tokens": 20, "threshold": 1.0},
         dealt={"batch_tokens": 50, "updates": 5},
         gaps={
             **GAPS,
@@ -281,6 +282,7 @@ METHODS = {
         reinforce.ReinforceConfig(**SMALL, updates=5, prompts=2, samples=6),
         long={"updates": 15, "prompts": 5, "micro_batch": 30},
         everything={
+            "max_new_tokens": 2,
             "updates": 3,
             "beta": 0.1,
             "lr": 2e-3,
@@ -301,7 +303,7 @@ METHODS = {
         remax,
         remax.RemaxConfig(**SMALL, updates=5, prompts=6, samples=2),
         long={"updates": 15, "prompts": 15, "micro_batch": 30},
-        everything={"updates": 3, "beta": 0.1, "lr": 2e-3},
+        everything={"max_new_tokens": 2, "updates": 3, "beta": 0.1, "lr": 2e-3},
         flips={"remax_loss": {}},
         variants={
             "whole answer": {"weigh": remax.whole_answer},
@@ -315,7 +317,7 @@ METHODS = {
         rloo,
         rloo.RlooConfig(**SMALL, updates=5, prompts=2, samples=6),
         long={"updates": 15, "prompts": 5, "micro_batch": 30},
-        everything={"updates": 3, "beta": 0.1, "lr": 2e-3},
+        everything={"max_new_tokens": 2, "updates": 3, "beta": 0.1, "lr": 2e-3},
         flips={"rloo_loss": {}},
         variants={"groups of 6": {}, "pairs": {"samples": 2, "prompts": 15}},
         misleading={"no comparison": {"compare": torch.zeros_like}},
@@ -326,6 +328,7 @@ METHODS = {
         grpo.GRPOConfig(**SMALL, updates=5, prompts=2, samples=6, epochs=1),
         long={"updates": 15, "prompts": 5, "micro_batch": 30},
         everything={
+            "temperature": 2.0,
             "updates": 3,
             "beta": 0.1,
             "lr": 2e-3,
@@ -369,6 +372,7 @@ METHODS = {
             "micro_batch": 30,
         },
         everything={
+            "max_new_tokens": 2,
             "updates": 3,
             "beta": 0.1,
             "lr": 2e-3,
@@ -434,14 +438,14 @@ METHODS = {
         # With a few problems the second round may have a single pair, and steps enough
         # on that one carry both of its answers down.
         long={"updates": 4, "prompts": 20, "batch": 10, "beta": 0.1, "micro_batch": 10},
-        everything={"updates": 2, "lr": 1e-3},
+        everything={"max_new_tokens": 2, "updates": 2, "lr": 1e-3},
         flips={"logsigmoid": {}},
         variants={
             "dpo": {"loss": dpo.dpo_loss},
             "cdpo": {"loss": partial(dpo.dpo_loss, per_pair=dpo.conservative)},
             "ipo": {"loss": partial(dpo.dpo_loss, per_pair=dpo.ipo)},
         },
-        changed={"pairs_per_problem": 1},
+        changed={"pairs_per_problem": 1, "truncated_reward": 2.0},
         dealt={"batch": 3, "updates": 5, "pairs_per_problem": 1},
         gaps={
             **GAPS,
@@ -468,7 +472,7 @@ METHODS = {
             "batch": 5,
             "micro_batch": 30,
         },
-        everything={"lr": 2e-3, "margin": 0.1},
+        everything={"max_new_tokens": 2, "lr": 2e-3, "margin": 1.0},
         flips={"ranking_loss": RANKING, "sft_loss": {}},
         variants={
             "both": {},
@@ -476,7 +480,7 @@ METHODS = {
             "by sums": {"likelihood": rrhf.summed_logprobs},
         },
         shuffled=RANKING,
-        changed={"prompts": 6, "batch": 1},
+        changed={"prompts": 6, "batch": 1, "truncated_reward": 2.0, "threshold": 1.0},
         dealt={"updates": 9},
         gaps={
             **GAPS,

@@ -943,8 +943,8 @@ refuse(dpo.pair_logprobs, call, names="response", pairs=silent)
 refuse_run(dpo.train, beta=(0.0, -0.1, nan, inf), batch=(0, -1))
 refuse_run(dpo.train, names="reference", reset_reference=(False,))
 refuse_run(rejection_sampling.train, rounds=(0,), batch_tokens=(0,))
-odd = {"floats": lambda r, n, g: r, "of row 0": lambda r, n, g: r[0] > 0}
-odd |= {"(B,)": lambda r, n, g: (r > 0).flatten()}
+odd = {"floats": lambda r, *more: r, "of row 0": lambda r, *more: r[0] > 0}
+odd |= {"(B,)": lambda r, *more: (r > 0).flatten()}
 refuse_run(rejection_sampling.train, select=odd)
 refuse_run(rrhf.train, batch=(3,), margin=(-0.1, nan), sft_weight=(-0.1, nan))
 for train in (grpo.train, ppo.train):

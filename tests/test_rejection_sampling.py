@@ -339,3 +339,18 @@ def test_nothing_kept_changes_nothing():
         assert row["kept"] == row["pool"] == row["loss"] == row["grad_norm"] == 0
         assert row["unanswered"] == 1 and row["tokens"] == 0
     assert metrics[-1]["completions"] == 36
+
+
+SELECTIONS = [rs.select_right, rs.select_best, rs.select_top, rs.select_random]
+
+
+@pytest.mark.parametrize("select", SELECTIONS, ids=lambda each: each.__name__)
+def test_what_counts_as_success_is_where_the_bar_lies(select):
+    """Rewards and bar raised alike: the same answers. The bar raised alone: fewer."""
+    rewards = torch.tensor([[0.0, 1.0, 0.5, -1.0], [0.5, 0.5, 0.0, -2.0]])
+    lengths = torch.tensor([[3, 2, 4, 1], [2, 2, 5, 1]])
+    kept = select(rewards, lengths, generator())
+    assert torch.equal(select(rewards - 2, lengths, generator(), -2.0), kept)
+    fewer = select(rewards, lengths, generator(), 0.5)
+    assert 0 < fewer.sum() < kept.sum()
+    assert select(rewards, lengths, generator(), 1.0).sum() == 0

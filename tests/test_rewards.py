@@ -1,5 +1,7 @@
 """Rewards: the verifier, and what `score` asks of any reward."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -36,26 +38,64 @@ def test_the_reward_is_asked_once_with_texts_up_to_eos():
 
     def spy(problems, texts):
         calls.append((list(problems), list(texts)))
-        return [0.25, 0.5, -1.0, 2.0]
+        return [0.25, 0.5, 0.0, 2.0]
 
     said = ["#### 3", "", "#### 4", "a"]
     rewards = score(spy, [THREE, FOUR], rollout(said, samples=2), TOKENIZER)
     assert calls == [([THREE, THREE, FOUR, FOUR], said)]
-    assert rewards.tolist() == [0.25, 0.5, -1.0, 2.0]
+    assert rewards.tolist() == [0.25, 0.5, 0.0, 2.0]
 
 
 def test_an_answer_that_did_not_end_earns_nothing():
     said = ["#### 3", "#### 3", "#### 3"]
     rewards = score(verifier, [THREE] * 3, rollout(said, cut=[1]), TOKENIZER)
     assert rewards.tolist() == [1.0, 0.0, 1.0]
-    # Neither does it lose anything, where rewards can be negative.
-    rewards = score(
-        lambda problems, texts: [-5.0] * 3,
-        [THREE] * 3,
-        rollout(said, cut=[1]),
-        TOKENIZER,
-    )
-    assert rewards.tolist() == [-5.0, 0.0, -5.0]
+
+
+@pytest.mark.filterwarnings("ignore:.*not to end pays")
+@pytest.mark.parametrize("worth", [-2.0, 0.0, 0.5])
+def test_what_did_not_end_earns_what_it_is_told_to(worth):
+    said = ["#### 3", "#### 3", "#### 4"]
+    held = rollout(said, cut=[1])
+    problems = [THREE] * 3
+    rewards = score(verifier, problems, held, TOKENIZER, truncated_reward=worth)
+    assert rewards.tolist() == [1.0, worth, 0.0]
+
+
+@pytest.mark.parametrize("worth", [float("nan"), float("inf"), -float("inf")])
+def test_what_did_not_end_earns_a_finite_number(worth):
+    with pytest.raises(ValueError, match=r"truncated_reward"):
+        score(verifier, [THREE], rollout(["#### 3"]), TOKENIZER, worth)
+
+
+def test_that_not_ending_pays_is_said_once_with_the_count():
+    """Three answers that ended earned less than the one that did not."""
+
+    def harsh(problems, texts):
+        return [-1.0, -0.5, -2.0, 1.0, -3.0]
+
+    held = rollout(["a", "b", "c", "d", "e"], cut=[4])
+    problems = [THREE] * 5
+    with pytest.warns(RuntimeWarning, match=r"harsh.*3 of 4 answers.*truncated_reward"):
+        score(harsh, problems, held, TOKENIZER)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        score(harsh, problems, held, TOKENIZER)  # it has been said
+        score(verifier, problems, held, TOKENIZER)  # nothing is below 0
+    with pytest.warns(RuntimeWarning, match="2 of 4 answers"):
+        score(harsh, problems, held, TOKENIZER, truncated_reward=-0.9)
+
+
+def test_nothing_is_said_where_not_ending_does_not_pay():
+    """Equal rewards, and answers that did not end themselves, are no reason."""
+
+    def mild(problems, texts):
+        return [-1.0, -0.5, -9.0]
+
+    held = rollout(["a", "b", "c"], cut=[2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        score(mild, [THREE] * 3, held, TOKENIZER, truncated_reward=-1.0)
 
 
 @pytest.mark.parametrize(

@@ -202,3 +202,18 @@ def test_given_answers_are_learnt_from_and_nothing_is_drawn(monkeypatch):
     assert chance_of_yes(policy) > 0.9 and len(metrics) == 20
     assert {row["completions"] for row in metrics} == {0}
     assert "reward" not in metrics[0] and metrics[0]["violated"] > 0.5
+
+
+def test_what_counts_as_success_is_where_the_bar_lies():
+    """Rewards and bar lowered alike: the same answers are imitated."""
+    rewards = float64([[1.0, 0.0], [0.0, 0.0], [0.5, 0.25]])
+    logprobs = -float64([[0.5, 1.0]]).expand(6, 2)
+    mask = torch.ones(6, 2, dtype=torch.bool)
+    assert rrhf.best_answers(rewards).tolist() == [[1, 0], [0, 0], [1, 0]]
+    assert rrhf.best_answers(rewards, 0.5).tolist() == [[1, 0], [0, 0], [0, 0]]
+    assert torch.equal(rrhf.best_answers(rewards - 3, -3.0), rrhf.best_answers(rewards))
+    counts = (3, 10)
+    for threshold, tokens in ((0.0, 4), (0.5, 2), (1.0, 0)):
+        loss = rrhf_loss(logprobs, rewards, mask, threshold=threshold, counts=counts)
+        free = rrhf_loss(logprobs, rewards, mask, sft_weight=0.0, counts=counts)
+        close(loss - free, tokens * 0.75 / 10)

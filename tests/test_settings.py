@@ -49,7 +49,7 @@ WRONG_TYPES = {
 SHARES = {"gamma", "lam", "cooldown", "memory_decay", "eps_low"}
 NO_LIMIT = {"max_grad_norm", "eps_high", "value_clip", "kl_stop"}  # inf switches it off
 ABOVE_0 = {"temperature", "max_grad_norm", "eps_low", "eps_high", "value_clip"}
-SIGNED = {"entropy_coef"}
+SIGNED = {"entropy_coef", "truncated_reward", "threshold"}
 
 COUNTS = [-1, 0, 1, 10**6]
 NUMBERS = [nan, -inf, -1, -1e-9, 0, 0.0, 1e-9, 0.5, 1, 1.0, 1 + 1e-9, 2, inf]

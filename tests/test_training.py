@@ -338,6 +338,7 @@ def weights_after(method: Method, setting: str = "") -> torch.Tensor:
     return training.weights_of(state, method.models)
 
 
+@pytest.mark.filterwarnings("ignore:.*not to end pays")
 @pytest.mark.parametrize("method, setting", SETTINGS)
 def test_every_setting_does_something(method, setting):
     """C-10: with any of them changed, a run ends with other weights."""

@@ -61,7 +61,8 @@ class DPOConfig:
     pairs_per_problem: int = 4  # at most; an answer is in one pair or in none
     updates: int = 64  # optimiser steps per round
     batch: int = 32  # pairs per step
-    max_new_tokens: int = 128  # longer answers are cut, earn 0 and are counted
+    max_new_tokens: int = 128  # longer answers are cut and counted
+    truncated_reward: float = 0.0  # what an answer that was cut earns
     temperature: float = 1.0  # of sampling and of scoring: one number
     beta: float = 1.0  # implied reward per nat; paper: 0.1, for longer answers
     reset_reference: bool = True  # every round; False: always the `reference` given
@@ -259,7 +260,9 @@ def train(
             )
 
             # 2. score
-            rewards = score(reward, asked, rollout, tokenizer)  # (P * K,)
+            rewards = score(
+                reward, asked, rollout, tokenizer, config.truncated_reward
+            )  # (P * K,)
             groups = rewards.view(config.prompts, config.samples)  # (P, K)
             drawn = answer_metrics(asked, rollout, rewards, tokenizer)
             if reference is not None:

@@ -65,7 +65,8 @@ class GRPOConfig:
     updates: int = 64  # batches drawn
     prompts: int = 32  # problems per update
     samples: int = 8  # answers per problem, K >= 2
-    max_new_tokens: int = 128  # longer answers are cut, earn 0 and are counted
+    max_new_tokens: int = 128  # longer answers are cut and counted
+    truncated_reward: float = 0.0  # what an answer that was cut earns
     temperature: float = 1.0  # of sampling and of scoring: one number
     epochs: int = 2  # passes over the update's answers; paper: 1
     minibatches: int = 1  # optimiser steps per pass, answers dealt anew for each pass
@@ -217,7 +218,9 @@ def train(
         )
 
         # 2. score
-        rewards = score(reward, asked, rollout, tokenizer)  # (B,)
+        rewards = score(
+            reward, asked, rollout, tokenizer, config.truncated_reward
+        )  # (B,)
         first_epoch = steps[: config.minibatches]
         parts = list(chain.from_iterable(first_epoch))  # every row once
         old_logprobs = rescore(policy, rollout, parts)  # (B, S)

@@ -65,7 +65,8 @@ class PPOConfig:
     updates: int = 64  # batches drawn
     prompts: int = 32  # problems per update
     samples: int = 8  # answers per problem
-    max_new_tokens: int = 128  # longer answers are cut, earn 0 and are counted
+    max_new_tokens: int = 128  # longer answers are cut and counted
+    truncated_reward: float = 0.0  # what an answer that was cut earns
     temperature: float = 1.0  # of sampling and of scoring: one number [0.7]
     beta: float = 0.0  # reward paid per nat of KL; 0: no reference needed [0.05]
     epochs: int = 2  # times each answer is used [4]
@@ -393,7 +394,9 @@ def train(
         )
 
         # 2. score
-        rewards = score(reward, asked, rollout, tokenizer)  # (B,)
+        rewards = score(
+            reward, asked, rollout, tokenizer, config.truncated_reward
+        )  # (B,)
         first_epoch = steps[: config.minibatches]
         parts = list(chain.from_iterable(first_epoch))  # every row once
         old_logprobs, old_values = score_answers(policy, critic, rollout, parts)

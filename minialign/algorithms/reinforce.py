@@ -56,7 +56,8 @@ class ReinforceConfig:
     updates: int = 64  # batches drawn, one optimiser step each
     prompts: int = 32  # problems per update
     samples: int = 8  # answers per problem
-    max_new_tokens: int = 128  # longer answers are cut, earn 0 and are counted
+    max_new_tokens: int = 128  # longer answers are cut and counted
+    truncated_reward: float = 0.0  # what an answer that was cut earns
     temperature: float = 1.0  # of sampling and of scoring: one number
     beta: float = 0.0  # reward paid per nat of KL; 0: no reference needed
     lr: float = 4e-4  # AdamW's peak
@@ -173,7 +174,9 @@ def train(
         mask = rollout.mask  # (B, S)
 
         # 2. score
-        rewards = score(reward, asked, rollout, tokenizer)  # (B,)
+        rewards = score(
+            reward, asked, rollout, tokenizer, config.truncated_reward
+        )  # (B,)
         ref_logprobs = reference_logprobs(reference, rollout, config.micro_batch)
         shaped = shape_rewards(
             rewards, rollout.logprobs, ref_logprobs, mask, config.beta

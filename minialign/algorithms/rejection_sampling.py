@@ -48,7 +48,7 @@ from minialign.training import (
 
 CHUNK = 128  # problems drawn at a time: bounds memory
 Pool = list[Example]  # prompt ids, response ids
-Select = Callable[[Tensor, Tensor, torch.Generator], Tensor]  # -> (P, K) bool
+Select = Callable[[Tensor, Tensor, torch.Generator, float], Tensor]  # as select_right
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class RejectionSamplingConfig:
     rounds: int = 4  # draws, each followed by training
     prompts: int = 512  # problems per round
     samples: int = 8  # answers per problem: K
-    max_new_tokens: int = 128  # longer answers are cut, earn 0 and are counted
+    max_new_tokens: int = 128  # longer answers are cut and counted
+    truncated_reward: float = 0.0  # what an answer that was cut earns
+    threshold: float = 0.0  # an answer that earned no more is not kept
     temperature: float = 1.0  # of sampling and of scoring: one number
     updates: int = 32  # optimiser steps per round, however much was kept
     batch_tokens: int = 2048  # response tokens per step, and up to one answer more
@@ -86,40 +88,56 @@ def best_of_n_kl(p: np.ndarray, n: int) -> np.ndarray:
 
 
 def select_right(
-    rewards: Tensor, lengths: Tensor, generator: torch.Generator
+    rewards: Tensor,
+    lengths: Tensor,
+    generator: torch.Generator,
+    threshold: float = 0.0,
 ) -> Tensor:
-    """Every answer that earned more than 0.
+    """Every answer that earned more than `threshold`, which is 0 where that is failure.
 
     Shapes: rewards, lengths (P, K) -> (P, K) bool. Raises: ValueError for another rank
     or rewards that are not finite.
     """
     _ranks(rewards, lengths, generator)  # so that all selections ask for as much chance
-    return rewards > 0
+    return rewards > threshold
 
 
-def select_best(rewards: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
-    """One best answer per problem, ties by chance; none where nothing earned above 0.
+def select_best(
+    rewards: Tensor,
+    lengths: Tensor,
+    generator: torch.Generator,
+    threshold: float = 0.0,
+) -> Tensor:
+    """One best answer per problem, ties by chance; none where nothing earned more.
 
     Shapes, raises: as `select_right`.
     """
     ranks = _ranks(rewards, lengths, generator)  # (P, K)
     best = ranks == ranks.amin(1, keepdim=True)  # (P, K)
-    return best & (rewards > 0)
+    return best & (rewards > threshold)
 
 
-def select_top(rewards: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
-    """The best P of all P * K answers, ties by chance; none at 0 or less.
+def select_top(
+    rewards: Tensor,
+    lengths: Tensor,
+    generator: torch.Generator,
+    threshold: float = 0.0,
+) -> Tensor:
+    """The best P of all P * K answers, ties by chance; none that earned no more.
 
     Shapes, raises: as `select_right`. Source: RAFT's `top`.
     """
     ranks = _ranks(rewards, lengths, generator)  # (P, K)
-    return (ranks < len(rewards)) & (rewards > 0)
+    return (ranks < len(rewards)) & (rewards > threshold)
 
 
 def select_random(
-    rewards: Tensor, lengths: Tensor, generator: torch.Generator
+    rewards: Tensor,
+    lengths: Tensor,
+    generator: torch.Generator,
+    threshold: float = 0.0,
 ) -> Tensor:
-    """The control: answers by chance, as many *tokens* as in all right answers.
+    """The control: answers by chance, as many *tokens* as `select_right` keeps.
 
     Shapes, raises: as `select_right`.
     """
@@ -127,7 +145,7 @@ def select_random(
     ranks = _ranks(nothing_to_choose, lengths, generator).flatten()  # (P * K,)
     size = lengths.flatten()[ranks.argsort()]  # (P * K,), in the order of the ranks
     tokens_before = size.cumsum(0) - size  # (P * K,)
-    taken = tokens_before < lengths[rewards > 0].sum()  # (P * K,)
+    taken = tokens_before < lengths[rewards > threshold].sum()  # (P * K,)
     return taken[ranks].view_as(rewards)
 
 
@@ -202,10 +220,10 @@ def train(
     is complete at every yield, inside a round too, and continues a run when handed in.
     Metrics of the draw, before it is learnt from: round, completions (so far), those of
     `answer_metrics`, entropy (nats per token), kept (share of answers), pool (answers),
-    unanswered (share of problems with no reward above 0), kept_style_<name> (shares; 0
-    where none was kept), kl (nats per answer, mean k1; only with a reference). Of the
-    step: update, loss (nats per token), grad_norm (before clipping), tokens (trained on
-    so far). With an empty pool a step does nothing: loss 0, grad_norm 0.
+    unanswered (share of problems with no reward above the threshold),
+    kept_style_<name> (shares; 0 where none was kept), kl (nats per answer, mean k1;
+    only with a reference). Of the step: update, loss (nats per token), grad_norm
+    (before clipping), tokens (trained on so far). With an empty pool a step does nothing: loss 0, grad_norm 0.
     Raises: as `check_settings`; ValueError for no problems, a reference that shares the
     policy's weights, a selection not bool (P, K), a gradient not finite.
     """
@@ -229,13 +247,15 @@ def train(
             )
 
             # 2. score
-            rewards = score(reward, asked, rollout, tokenizer)
+            rewards = score(reward, asked, rollout, tokenizer, config.truncated_reward)
             rewards = rewards.view(config.prompts, config.samples)  # (P, K)
             lengths = rollout.lengths().view_as(rewards)  # (P, K)
             drawn = answer_metrics(asked, rollout, rewards, tokenizer)
             nats = -rollout.logprobs.double().sum().item()
             drawn["entropy"] = nats / lengths.sum().item()
-            drawn["unanswered"] = (rewards <= 0).all(1).float().mean().item()
+            drawn["unanswered"] = (
+                (rewards <= config.threshold).all(1).float().mean().item()
+            )
             drawn["round"] = round_ + 1
             drawn["completions"] = (round_ + 1) * rewards.numel()
             if reference is not None:
@@ -245,7 +265,9 @@ def train(
                 drawn["kl"] = (ref_nats - nats) / rewards.numel()
 
             # 3. compare
-            kept = select(rewards, lengths, learner.data_order)  # (P, K)
+            kept = select(
+                rewards, lengths, learner.data_order, config.threshold
+            )  # (P, K)
             if kept.dtype != torch.bool or kept.shape != rewards.shape:
                 raise ValueError(f"select: gave {kept}, must be bool (P, K)")
             answers = rollout.responses()

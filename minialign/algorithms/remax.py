@@ -68,7 +68,8 @@ class RemaxConfig:
     updates: int = 64  # batches drawn, one optimiser step each
     prompts: int = 128  # problems per update, each with one greedy answer besides
     samples: int = 1  # sampled answers per problem
-    max_new_tokens: int = 128  # longer answers are cut, earn 0 and are counted
+    max_new_tokens: int = 128  # longer answers are cut and counted
+    truncated_reward: float = 0.0  # what an answer that was cut earns
     temperature: float = 1.0  # of sampling and of scoring: one number
     beta: float = 0.0  # reward paid per nat of KL; 0: no reference needed
     lr: float = 4e-4  # AdamW's peak
@@ -204,8 +205,12 @@ def train(
         mask = rollout.mask  # (B, S)
 
         # 2. score
-        rewards = score(reward, asked, rollout, tokenizer)  # (B,)
-        greedy_rewards = score(reward, asked, greedy, tokenizer)  # (P,)
+        rewards = score(
+            reward, asked, rollout, tokenizer, config.truncated_reward
+        )  # (B,)
+        greedy_rewards = score(
+            reward, asked, greedy, tokenizer, config.truncated_reward
+        )  # (P,)
         ref_logprobs = reference_logprobs(reference, rollout, config.micro_batch)
         k1 = kl_k1(
             rollout.logprobs, ref_logprobs, mask

@@ -62,7 +62,9 @@ class RRHFConfig:
     samples: int = 8  # answers per problem: K, 2 or more
     updates: int = 16  # optimiser steps per round
     batch: int = 32  # problems drawn, and learnt from, together
-    max_new_tokens: int = 128  # longer answers are cut, earn 0 and are counted
+    max_new_tokens: int = 128  # longer answers are cut and counted
+    truncated_reward: float = 0.0  # what an answer that was cut earns
+    threshold: float = 0.0  # an answer that earned no more is not imitated
     temperature: float = 1.0  # of sampling and of scoring: one number
     sft_weight: float = 100.0  # of imitating the best answer; 1: the paper's
     margin: float = 0.0  # by how much the better one must lead; 0: the paper's
@@ -127,23 +129,29 @@ def ranking_loss(
     return torch.relu(lacking).sum() / normaliser(count, len(rewards))
 
 
-def best_answers(rewards: Tensor) -> Tensor:
-    """The best answer to each problem, of equals the first; none if it earned nothing.
+def best_answers(rewards: Tensor, threshold: float = 0.0) -> Tensor:
+    """The best answer to each problem, of equals the first; none if it earned no more
+    than `threshold`, which is 0 where that is failure.
 
     The policy's own answers come in no order, so that the first of equals is a random
     one. Shapes: (P, K) -> (P, K) bool.
     """
     best = F.one_hot(rewards.argmax(1), rewards.shape[1]).bool()  # (P, K)
-    return best & (rewards > 0)
+    return best & (rewards > threshold)
 
 
 def sft_loss(
-    logprobs: Tensor, rewards: Tensor, mask: Tensor, count: Count | None = None
+    logprobs: Tensor,
+    rewards: Tensor,
+    mask: Tensor,
+    count: Count | None = None,
+    threshold: float = 0.0,
 ) -> Tensor:
     """L = −(1/N) Σ log π of the N tokens of the best answers; 0 where there is none.
 
     Shapes: logprobs, mask (P * K, S), problem by problem; rewards (P, K) -> ().
-    Units: nats per token. Reduction: token mean; `count` replaces N.
+    Units: nats per token; `threshold` that of the rewards, as in `best_answers`.
+    Reduction: token mean; `count` replaces N.
     Gradient: through logprobs. Raises: ValueError, TypeError as `check_logprobs`, for
     other than P * K rows.
     Source: Yuan et al. 2023, arXiv 2304.05302, equation 3, a sum over tokens; the
@@ -154,7 +162,7 @@ def sft_loss(
     check_shapes(rewards=rewards)
     check_shapes(**{"rows of mask": mask[:, 0], "rewards": rewards.flatten()})
     check_groups("rewards", rewards)
-    best = best_answers(rewards).flatten()  # (P * K,)
+    best = best_answers(rewards, threshold).flatten()  # (P * K,)
     live = mask & best[:, None]  # (P * K, S)
     total = -torch.where(live, logprobs, 0.0).sum()
     return total / normaliser(count, max(int(live.sum()), 1))
@@ -168,6 +176,7 @@ def rrhf_loss(
     sft_weight: float = 1.0,
     margin: float = 0.0,
     likelihood: Likelihood = mean_logprobs,
+    threshold: float = 0.0,
     counts: Sequence[Count | None] = (None, None),
 ) -> Tensor:
     """L = L_rank + sft_weight · L_sft.
@@ -179,7 +188,7 @@ def rrhf_loss(
     if not 0 <= sft_weight < float("inf"):
         raise ValueError(f"sft_weight: got {sft_weight}, must be finite and 0 or more")
     problems_count, tokens_count = counts
-    imitation = sft_loss(logprobs, rewards, mask, tokens_count)
+    imitation = sft_loss(logprobs, rewards, mask, tokens_count, threshold)
     p = likelihood(logprobs, mask).view_as(rewards)  # (P, K)
     ranking = ranking_loss(p, rewards, margin, problems_count)
     return ranking + sft_weight * imitation
@@ -214,8 +223,8 @@ def train(
     from it (not with `given`): those of `answer_metrics`, kl (nats, exact at each
     choice; with a reference); of the step, before it: loss, ranking, sft, grad_norm,
     violated (share of pairs), tied, unanswered (of problems: no pair, none to imitate),
-    mean_logprob_right, mean_logprob_wrong (of answers above reward 0, and of the rest:
-    the mean of what `likelihood` makes of them, by which they are ranked).
+    mean_logprob_right, mean_logprob_wrong (of answers above the threshold, and of the
+    rest: the mean of what `likelihood` makes of them, by which they are ranked).
     Raises: as `check_settings` and `rrhf_loss`; ValueError for no problems, not whole
     batches, samples < 2 (unless `given`); a reference that shares the policy's weights,
     a gradient not finite.
@@ -257,7 +266,7 @@ def train(
             )
 
             # 2. score
-            rewards = score(reward, asked, rollout, tokenizer)
+            rewards = score(reward, asked, rollout, tokenizer, config.truncated_reward)
             rewards = rewards.view(config.prompts, config.samples)  # (P, K)
             drawn = answer_metrics(asked, rollout, rewards, tokenizer)
             if reference is not None:
@@ -273,7 +282,8 @@ def train(
         batch = batches[order.pop()]  # (p, K)
         earned = rewards.take(batch)  # (p, K)
         lengths = rollout.lengths()[batch]  # (p, K)
-        best_tokens = int(lengths[best_answers(earned)].sum())
+        best = best_answers(earned, config.threshold)  # (p, K)
+        best_tokens = int(lengths[best].sum())
 
         # 4. update
         sums = Sums()
@@ -292,11 +302,14 @@ def train(
                 sft_weight=config.sft_weight,
                 margin=config.margin,
                 likelihood=likelihood,
+                threshold=config.threshold,
                 counts=(len(batch), max(best_tokens, 1)),
             )
             learner.backward(loss)
             now = logprobs.detach()  # (b, s)
-            imitation = sft_loss(now, earned[some], part.mask, max(best_tokens, 1))
+            imitation = sft_loss(
+                now, earned[some], part.mask, max(best_tokens, 1), config.threshold
+            )
             sums.add(loss=loss, sft=imitation)
             found = likelihood(now, part.mask)  # (b,)
             ranked[some] = found.view_as(earned[some]).to(ranked)
@@ -308,7 +321,7 @@ def train(
         )
         pairs = earned[:, :, None] < earned[:, None, :]  # (p, K, K)
         reversed_ = pairs & (ranked[:, :, None] > ranked[:, None, :])  # (p, K, K)
-        right = earned > 0  # (p, K)
+        right = earned > config.threshold  # (p, K)
         yield {
             "update": update + 1,
             "round": round_ + 1,

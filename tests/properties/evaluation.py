@@ -143,7 +143,7 @@ def check_cut_answers_earn_nothing(score) -> None:
     rollout = saying(["#### 3"] * 3, cut=[1])
     call = [THREE] * 3, rollout, TOKENIZER
     assert score(verifier, *call).tolist() == [1.0, 0.0, 1.0]
-    assert score(lambda *_: [-5.0] * 3, *call).tolist() == [-5.0, 0.0, -5.0]
+    assert score(lambda *_: [5.0] * 3, *call, -2.0).tolist() == [5.0, -2.0, 5.0]
 
 
 def check_pass_is_the_average_over_subsets(pass_at_k) -> None:

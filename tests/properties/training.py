@@ -428,6 +428,10 @@ def check_truncation(run: Run, worth: float = 0.1) -> Metrics:
     metrics = next(run(base(), reward=reward, max_new_tokens=2))
     assert 0.2 < metrics["truncated"] < 0.9
     assert metrics["reward"] == pytest.approx(worth * (1 - metrics["truncated"]))
+    options = {"max_new_tokens": 2, "truncated_reward": -2.0, "state": {}}
+    other = next(run(base(), reward=reward, **options))
+    lost = -2.0 * metrics["truncated"]
+    assert other["reward"] == pytest.approx(metrics["reward"] + lost)
     return metrics
 
 
