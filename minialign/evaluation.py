@@ -304,9 +304,14 @@ def answer_metrics(
 ) -> dict[str, float]:
     """What every algorithm reports of the answers it drew, before learning from them.
 
-    reward (mean over answers), truncated (share without EOS), length (mean tokens, EOS
-    included), style_<name> (shares; what was cut is "other"). Shapes: P problems,
-    rewards of P x K answers. Raises: ValueError for other numbers of either.
+    reward          mean over answers
+    truncated       share of answers that did not end
+    length          mean tokens of an answer, its end included
+    entropy         nats per token, of the policy that drew: mean −log π of its tokens
+    style_<name>    share of answers; what was cut is "other"
+
+    Shapes: P problems, a rollout of P x K answers, rewards of as many.
+    Raises: ValueError for other numbers of either.
     """
     counts = {"problems": len(problems) * rollout.samples, "rewards": rewards.numel()}
     for name, count in counts.items():
@@ -316,14 +321,14 @@ def answer_metrics(
     texts = []
     for ids, cut in zip(rollout.responses(), rollout.truncated.tolist(), strict=True):
         texts.append("" if cut else tokenizer.decode_response(ids))
-    asked = []
-    for problem in problems:
-        asked += [problem] * rollout.samples
+    nats = -rollout.logprobs.double().sum()
+    tokens = rollout.mask.sum()
     return {
         "reward": rewards.mean().item(),
         "truncated": rollout.truncated.float().mean().item(),
         "length": rollout.lengths().float().mean().item(),
-        **style_shares(asked, texts),
+        "entropy": (nats / tokens).item(),
+        **style_shares(rollout.repeated(problems), texts),
     }
 
 

@@ -20,10 +20,10 @@ The shape of a loop::
         ...
         for rows in rollout.micro_batches(config.micro_batch):
             ...
-            learner.backward(loss)
-        norm = learner.step()
+            learner.backward(loss, tokens)
+        learner.step()
         learner.keep()
-        yield {...}
+        yield {**learner.report(), ...}
 """
 
 import math
@@ -227,6 +227,9 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
             for model in self.models.values():
                 model.train()
+            self.tokens = 0
+            self.norms = []
+            self.guarded = 0
             yield update
 
     def share_of_peak(self, update: int) -> float:
@@ -236,19 +239,25 @@ class Learner:
         down = (self.steps - update) / max(self.steps - warmup, 1)
         return min(up, down)
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of this part of the loss to that of the step."""
-        loss.backward()
+    def backward(self, loss: Tensor, tokens: Tensor | int) -> None:
+        """Add the gradient of this part of the loss to that of the step.
 
-    def step(self) -> float:
-        """Scale the gradient of each model to `max_grad_norm` if it is longer, take one
-        step, forget the gradients; return the norm of the first model's, unscaled.
+        `tokens`: of how many choices it is made, such as `part.mask.sum()`.
+        """
+        loss.backward()
+        self.tokens = self.tokens + tokens
+
+    def step(self) -> None:
+        """Take one step, and forget the gradients.
+
+        The gradient of each model is scaled down to `max_grad_norm` if it is longer.
 
         Raises: ValueError for a gradient that is not finite, before any weight moves.
         """
+        limit = self.config.max_grad_norm
         norms = []
         for group in self.optimizer.param_groups:
-            norm = nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm)
+            norm = nn.utils.clip_grad_norm_(group["params"], limit)
             norms.append(norm.item())
         for name, norm in zip(self.models, norms, strict=True):
             if not math.isfinite(norm):
@@ -257,7 +266,25 @@ class Learner:
                 )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norms[0]
+        self.norms.append(norms[0])
+        if max(norms) > limit:
+            self.guarded += 1
+
+    def report(self) -> dict[str, float]:
+        """What became of this update, for its metrics.
+
+        steps             optimiser steps
+        tokens_trained    choices that its losses were made of, each time one was used
+        grad_norm         mean over the steps, of the first model, before it was scaled
+        guarded           share of the steps in which some gradient was scaled down
+        """
+        steps = len(self.norms)
+        return {
+            "steps": steps,
+            "tokens_trained": int(self.tokens),
+            "grad_norm": sum(self.norms) / max(steps, 1),
+            "guarded": self.guarded / max(steps, 1),
+        }
 
     def keep(self, **more: object) -> None:
         """Make the state complete, as of the end of this update, `more` included."""

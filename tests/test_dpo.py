@@ -136,6 +136,13 @@ def test_two_rounds_by_hand(monkeypatch, temperature):
             "reward": sum(right) / 24,
             "truncated": sum(cut) / 24,
             "length": sum(map(len, answers)) / 24,
+            "entropy": -sum(x.logprobs.sum().item() for x in recent)
+            / sum(map(len, answers)),
+            "steps": 1,
+            "tokens_trained": sum(
+                len(answer) for _, *both in trained[-1] + trained[-2] for answer in both
+            ),
+            "guarded": 0.0,
             "unpaired": sum(len(set(group)) == 1 for group in groups) / 4,
             "pairs": sum(min(sum(g), 6 - sum(g), 4) for g in groups),
             "chosen_length": sum(chosen) / len(chosen),

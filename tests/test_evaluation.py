@@ -676,12 +676,14 @@ def test_answer_metrics_are_means_over_all_answers():
         tokens[row, 1 : 1 + len(answer)] = torch.tensor(answer)
         mask[row, : len(answer)] = True
     ones, cut = torch.ones(4).long(), torch.tensor([False, False, False, True])
-    rollout = Rollout(tokens, mask, 0.0 * mask, ones, cut, 1.0, 2)
+    logprobs = torch.tensor([-0.5, -0.25, -1.0, -2.0])[:, None] * mask
+    rollout = Rollout(tokens, mask, logprobs, ones, cut, 1.0, 2)
     rewards = torch.tensor([1.0, 0.0, 1.0, 0.5])
     assert answer_metrics(problems, rollout, rewards, tokenizer) == {
         "reward": 0.625,
         "truncated": 0.25,
         "length": (8 + 17 + 17 + 6) / 4,
+        "entropy": (0.5 * 8 + 0.25 * 17 + 1.0 * 17 + 2.0 * 6) / 48,
         "style_worked": 0.0,
         "style_terse": 0.25,
         "style_careless": 0.5,

@@ -164,6 +164,7 @@ def test_one_update_by_hand(monkeypatch, temperature):
         "dead": 0.0,
         "ratio_first": 0.0,
         "clip_fraction": 0.0,
+        "approx_kl": 0.0,
         "loss": loss.item(),
         "grad_norm": training.gradient_norm(loss, twin),
         "kl": kl,

@@ -65,7 +65,7 @@ def test_a_step_is_that_of_adamw():
     learner = Learner(settings(), 3, generator(), policy=(model, 0.1))
     slopes = [[0.5, -3.0], [-0.25, 1.0], [2.0, 0.0]]
     for update in learner.remaining():
-        learner.backward(model.pull(*slopes[update]))
+        learner.backward(model.pull(*slopes[update]), 1)
         learner.step()
     rates = [0.1, 0.1 * 2 / 3, 0.1 / 3]
     expected = [
@@ -81,7 +81,7 @@ def test_parts_of_a_loss_add_up_and_are_forgotten_after_the_step():
         learner = Learner(settings(), 2, generator(), policy=(model, 0.1))
         for _ in learner.remaining():
             for slope in parts:
-                learner.backward(model.pull(slope))
+                learner.backward(model.pull(slope), 1)
             learner.step()
         assert model.row.grad is None
     assert in_parts.row.item() == whole.row.item()
@@ -92,7 +92,7 @@ def test_gradients_that_no_step_used_are_forgotten_with_the_update():
     model = Weights(1.0)
     learner = Learner(settings(), 2, generator(), policy=(model, 0.1))
     for update in learner.remaining():
-        learner.backward(model.pull(100.0 if update == 0 else 0.5))
+        learner.backward(model.pull(100.0 if update == 0 else 0.5), 1)
         if update == 1:
             learner.step()
     assert model.row.item() == pytest.approx(adamw(1.0, [0.5], [0.05]), rel=1e-12)
@@ -103,7 +103,7 @@ def test_several_steps_an_update_share_its_rate():
     learner = Learner(settings(), 1, generator(), policy=(model, 0.1))
     for _ in learner.remaining():
         for slope in (0.5, -0.25):
-            learner.backward(model.pull(slope))
+            learner.backward(model.pull(slope), 1)
             learner.step()
     expected = adamw(1.0, [0.5, -0.25], [0.1, 0.1])
     assert model.row.item() == pytest.approx(expected, rel=1e-12)
@@ -114,7 +114,8 @@ def test_without_a_gradient_nothing_moves():
     model = Weights(1.0, -2.0)
     learner = Learner(settings(), 2, generator(), policy=(model, 0.1))
     for _ in learner.remaining():
-        assert learner.step() == 0.0
+        learner.step()
+        assert learner.report()["grad_norm"] == 0.0
     assert model.row.tolist() == [1.0, -2.0]
 
 
@@ -126,7 +127,7 @@ def test_every_model_has_its_own_peak():
     models = {"policy": (policy, 0.1), "critic": (critic, 0.004)}
     learner = Learner(settings(), 1, generator(), **models)
     for _ in learner.remaining():
-        learner.backward(policy.pull(0.5) + critic.pull(0.5))
+        learner.backward(policy.pull(0.5) + critic.pull(0.5), 1)
         learner.step()
     assert policy.row.item() == pytest.approx(adamw(1.0, [0.5], [0.1]), rel=1e-12)
     assert critic.row.item() == pytest.approx(adamw(1.0, [0.5], [0.004]), rel=1e-12)
@@ -143,8 +144,9 @@ def test_each_gradient_is_scaled_by_its_own_length():
     norms = []
     for update in learner.remaining():
         slopes = ((0.5, 20.0), (4.0, 0.25))[update]
-        learner.backward(policy.pull(slopes[0]) + critic.pull(slopes[1]))
-        norms.append(learner.step())
+        learner.backward(policy.pull(slopes[0]) + critic.pull(slopes[1]), 1)
+        learner.step()
+        norms.append(learner.report()["grad_norm"])
     assert norms == [0.5, 4.0]  # the policy's, before they are scaled
     # torch divides by the norm + 1e-6.
     cut = 4.0 / (4.0 + 1e-6)
@@ -161,8 +163,9 @@ def test_a_gradient_is_scaled_as_a_whole():
     learner = Learner(settings(max_grad_norm=1.0), 2, generator(), policy=(model, 0.1))
     norms = []
     for update in learner.remaining():
-        learner.backward(model.pull(*((3.0, 4.0), (0.5, 0.5))[update]))
-        norms.append(learner.step())
+        learner.backward(model.pull(*((3.0, 4.0), (0.5, 0.5))[update]), 1)
+        learner.step()
+        norms.append(learner.report()["grad_norm"])
     assert norms == pytest.approx([5.0, math.sqrt(0.5)])
     scale = 1 / (5.0 + 1e-6)
     expected = [adamw(1.0, [slope * scale, 0.5], [0.1, 0.05]) for slope in (3.0, 4.0)]
@@ -205,10 +208,52 @@ def test_a_gradient_that_is_not_finite_moves_no_weight(bad, name):
         for _ in learner.remaining():
             for each, model in models.items():
                 slope = bad if each == name else 1.0
-                learner.backward(model.row[0] * slope)
+                learner.backward(model.row[0] * slope, 1)
             learner.step()
     assert models["policy"].row.tolist() == [1.0, 2.0]
     assert models["critic"].row.tolist() == [3.0]
+
+
+# What is reported
+
+
+def test_an_update_is_reported_by_itself():
+    """Steps, tokens and norms since it began; the guard of either model counts."""
+    policy, critic = Weights(1.0), Weights(1.0)
+    models = {"policy": (policy, 0.1), "critic": (critic, 0.1)}
+    learner = Learner(settings(max_grad_norm=2.0), 3, generator(), **models)
+    reports = []
+    for update in learner.remaining():
+        if update == 0:
+            for slope, other in ((1.0, 0.5), (3.0, 0.5), (1.0, 9.0), (2.0, 2.0)):
+                learner.backward(policy.pull(slope) / 2, 3)
+                learner.backward(policy.pull(slope) / 2, torch.tensor(4))
+                learner.backward(critic.pull(other), 0)
+                learner.step()
+        if update == 1:
+            learner.backward(policy.pull(0.5), 5)
+            learner.step()
+            learner.backward(policy.pull(0.5), 6)  # and no step follows
+        reports.append(learner.report())
+    assert reports[0] == {
+        "steps": 4,
+        "tokens_trained": 28,
+        "grad_norm": 7.0 / 4,
+        "guarded": 2 / 4,
+    }
+    assert reports[1] == {
+        "steps": 1,
+        "tokens_trained": 11,
+        "grad_norm": 0.5,
+        "guarded": 0.0,
+    }
+    assert reports[2] == {
+        "steps": 0,
+        "tokens_trained": 0,
+        "grad_norm": 0.0,
+        "guarded": 0.0,
+    }
+    assert all(type(x) in (int, float) for each in reports for x in each.values())
 
 
 # The state
@@ -224,7 +269,7 @@ def learn(state: dict, updates: int, draw_from: torch.Generator) -> list[float]:
     drawn = []
     for update in learner.remaining():
         drawn.append(torch.rand((), generator=draw_from).item())
-        learner.backward(policy.pull(drawn[-1], 1.0) + critic.pull(drawn[-1]))
+        learner.backward(policy.pull(drawn[-1], 1.0) + critic.pull(drawn[-1]), 1)
         learner.step()
         learner.keep(memory=update / 2)
         if update + 1 == updates:

@@ -264,14 +264,13 @@ def test_one_update_by_hand(monkeypatch, temperature, chunk):
     expected = {
         "round": 1,
         "completions": 18,
-        "entropy": -ours.sum().item() / sum(map(len, answers)),
         "kept": sum(kept) / 18,
         "unanswered": sum(not any(group) for group in groups) / 3,
         "pool": sum(kept),
         "kl": (ours - theirs).mean().item(),
         "loss": loss.item(),
         "grad_norm": training.gradient_norm(loss, twin),
-        "tokens": RIGHT_TOKENS * sum(kept),
+        "tokens_trained": RIGHT_TOKENS * sum(kept),
     }
     training.assert_metrics(metrics, rollout, expected)
     assert any(name.startswith("kept_style_") for name in metrics)
@@ -283,8 +282,8 @@ def test_the_draw_is_reported_until_the_next():
     assert [row["update"] for row in metrics] == [1, 2, 3, 4, 5, 6]
     assert [row["round"] for row in metrics] == [1, 1, 1, 2, 2, 2]
     assert [row["completions"] for row in metrics] == [18, 18, 18, 36, 36, 36]
-    assert [row["tokens"] for row in metrics] == [10, 20, 30, 40, 50, 60]
-    step = {"update", "loss", "grad_norm", "tokens"}
+    assert [row["tokens_trained"] for row in metrics] == [10] * 6
+    step = {"update", "loss", "grad_norm", "tokens_trained", "steps", "guarded"}
     for rows in (metrics[:3], metrics[3:]):
         draws = [{k: x for k, x in row.items() if k not in step} for row in rows]
         assert draws[0] == draws[1] == draws[2]
@@ -320,7 +319,7 @@ def test_batches_go_through_the_pool_and_again(monkeypatch):
     times = {row: used.count(row) / pool.count(row) for row in set(pool)}
     rounds = len(used) / len(pool)
     assert all(math.floor(rounds) <= x <= math.ceil(rounds) for x in times.values())
-    sizes = np.diff([0] + [row["tokens"] for row in metrics])
+    sizes = [row["tokens_trained"] for row in metrics]
     assert all(10 <= size < 13 for size in sizes)  # answers have at most 3 tokens
 
 
@@ -337,7 +336,7 @@ def test_nothing_kept_changes_nothing():
     training.assert_same_bits(dict(policy.state_dict()), dict(base_weights()))
     for row in metrics:
         assert row["kept"] == row["pool"] == row["loss"] == row["grad_norm"] == 0
-        assert row["unanswered"] == 1 and row["tokens"] == 0
+        assert row["unanswered"] == 1 and row["tokens_trained"] == 0
     assert metrics[-1]["completions"] == 36
 
 

@@ -106,6 +106,7 @@ def test_one_update_by_hand(monkeypatch, temperature):
     expected = {
         "round": 1,
         "completions": 24,
+        "tokens_trained": int(lengths.sum()),
         "loss": loss.item(),
         "ranking": total.item(),
         "sft": sft.item(),

@@ -142,7 +142,8 @@ def test_one_update_by_hand():
         "lr": 0.25,
         "grad_norm": training.gradient_norm(loss / live, twin),
         "tokens": sum(lengths),
-        "live_tokens": live,
+        "steps": 1,
+        "tokens_trained": live,
         "padding": 1 - sum(lengths) / (8 * max(lengths)),
     }
     assert metrics == pytest.approx(expected, rel=1e-5)
@@ -153,7 +154,7 @@ def test_losses_of_an_epoch_add_up():
     """A batch reports its own mean, whatever count its gradient was divided by."""
     config = replace(CONFIG, lr=0.0, updates=3)
     metrics = list(run(tiny_gpt(), config=config))
-    total = sum(row["loss"] * row["live_tokens"] for row in metrics)
+    total = sum(row["loss"] * row["tokens_trained"] for row in metrics)
     assert total == pytest.approx(sum(nats(tiny_gpt(), EXAMPLES)), rel=1e-5)
     assert [row["update"] for row in metrics] == [1, 2, 3]
 

@@ -318,6 +318,8 @@ def test_the_learning_rate_rises_and_falls_to_zero(method):
 
 # The settings that do nothing, and why.
 INERT = {"micro_batch": "it bounds memory and must not change the result: see above"}
+# What a setting is changed to, in every method, so that it is felt.
+FELT = {"max_grad_norm": 0.1}
 SETTINGS = [
     pytest.param(method, setting.name, id=f"{name}, {setting.name}")
     for name, method in METHODS.items()
@@ -332,7 +334,7 @@ def weights_after(method: Method, setting: str = "") -> torch.Tensor:
     changes = {}
     if setting:
         value = method.everything.get(setting, getattr(method.config, setting))
-        changes[setting] = method.changed.get(setting, another(value))
+        changes[setting] = (FELT | method.changed).get(setting, another(value))
     state: dict = {}
     list(begun(method, **changes)(state))
     return training.weights_of(state, method.models)

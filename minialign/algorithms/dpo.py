@@ -217,16 +217,36 @@ def train(
 
     Round r asks problems[r * prompts : (r + 1) * prompts], from the start again when
     they run out. With `given` pairs nothing is drawn or scored: every round has these.
-    Steps take a round's pairs in random order, anew when used up. A `state` dict is
-    complete at every yield, inside a round too, and continues a run when handed in.
-    Metrics: update, round, completions (so far), pairs, chosen_length, rejected_length
-    (tokens); of the draw, before learning (not with `given`): `answer_metrics` and
-    unpaired (share of problems), kl (nats, exact at each choice, one answer a problem;
-    with a reference); of the step, before it: loss, grad_norm, margin (mean β h),
-    preferred (share of pairs whose chosen answer leads: h above 0.001), chosen_logprob,
-    rejected_logprob, chosen_shift, rejected_shift (nats; from the round's reference).
-    Without a pair, steps do nothing and report 0. Raises: as `check_settings`;
-    ValueError for no problems, a reference missing or sharing weights, inf gradients.
+    Steps take a round's pairs in random order, anew when used up. Without a pair, a
+    step does nothing. `generator` samples the answers. A `state` dict is complete at
+    every yield, inside a round too, and continues a run when it is handed in again.
+
+    Metrics: those of `Learner.report`, and
+
+        update             steps so far
+        round              that this step belongs to, from 1
+        completions        answers drawn so far
+        pairs              of this round
+        chosen_length      mean tokens of the chosen answers, their end included
+        rejected_length    of the rejected ones
+
+    of the draw, before it is learnt from (not with `given`): `answer_metrics`, and
+
+        unpaired           share of problems without a pair
+        kl                 nats per answer, exact at each choice, of one answer to each
+                           problem; only with a reference
+
+    of the step's pairs, before it (0 without a pair):
+
+        loss               nats per pair
+        margin             mean β h
+        preferred          share of pairs whose chosen answer leads, h above 0.001
+        chosen_logprob     mean log π, nats; `rejected_logprob` likewise
+        chosen_shift       by how much it rose since the round's reference, nats;
+                           `rejected_shift` likewise
+
+    Raises: as `check_settings`; ValueError for no problems, samples < 2, a reference
+    that is missing or shares the policy's weights, a gradient that is not finite.
     """
     check_settings(config, "beta")
     if not given:
@@ -314,10 +334,11 @@ def train(
                 beta=config.beta,
                 count=len(batch),
             )
-            learner.backward(piece)
+            tokens = sum(len(pairs[i][1]) + len(pairs[i][2]) for i in part)
+            learner.backward(piece, tokens)
             value += piece.item()
             seen.append(torch.cat((own.detach(), ref), 1))  # (b, 4)
-        grad_norm = learner.step()
+        learner.step()
 
         # 5. report
         learner.keep(pairs=pairs, order=order, ref_logprobs=ref_logprobs, drawn=drawn)
@@ -329,7 +350,7 @@ def train(
             "round": round_ + 1,
             **drawn,
             "loss": value,
-            "grad_norm": grad_norm,
+            **learner.report(),
             "margin": config.beta * h.mean().item(),
             "preferred": (h > ROUNDING).float().mean().item(),
             "chosen_logprob": chosen,

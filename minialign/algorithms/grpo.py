@@ -180,15 +180,28 @@ def train(
     state: dict | None = None,
 ) -> Iterator[dict[str, float]]:
     """Train the policy in place; one dict of metrics per update, that is per draw.
-    Problems are asked in order, again when they run out; `generator` samples answers;
-    `state`, complete at every yield, continues a run.
-    Metrics: those of `answer_metrics`, update, completions (answers drawn so far), dead
-    (share of groups of equal rewards), length_up and length_down (mean length where
-    A > 0, A < 0; 0 if nowhere), kl (nats per answer, mean k1 to the reference before
-    the update; only with one), ratio_first (largest |ρ − 1| in the first step: 0); as
-    means over steps: loss, grad_norm (before clipping), clip_fraction (of live tokens).
-    Raises: as `check_settings`; ValueError for beta > 0 without a reference, one that
-    shares the policy's weights, no problems, advantages not (P, K), a gradient of inf.
+
+    Update u asks problems[u * prompts : (u + 1) * prompts], from the start again when
+    they run out. `generator` samples the answers. A `state` dict is complete at every
+    yield and continues a run when it is handed in again.
+
+    Metrics: those of `answer_metrics`, of the draw before it is learnt from; those of
+    `Learner.report`; and
+
+        update           updates so far
+        completions      answers drawn so far
+        dead             share of problems whose answers all earned the same reward
+        length_up        mean length of answers with A > 0; 0 if there is none
+        length_down      mean length of answers with A < 0; 0 if there is none
+        loss             mean over the steps
+        clip_fraction    share of live tokens where the clip binds, mean over the steps
+        approx_kl        KL(π_old ‖ π), nats per token, before the last step
+        ratio_first      largest |ρ − 1| in the first step: 0
+        kl               nats per answer, mean k1 to the reference; only with one
+
+    Raises: as `check_settings`; ValueError for no problems, samples < 2, more
+    minibatches than answers, beta > 0 without a reference, one that shares the policy's
+    weights, advantages that are not (P, K), a gradient that is not finite.
     """
     check_settings(config)
     check_problems(problems)
@@ -236,7 +249,6 @@ def train(
         # 4. update
         sums = Sums()
         off = torch.zeros((), device=mask.device)  # the largest |ρ − 1| so far
-        grad_norm = 0.0
         for step, minibatch in enumerate(steps):
             live = mask[torch.cat(minibatch)]  # (M, S), a minibatch of M answers
             weights = reduction(live, config.max_new_tokens).to(old_logprobs)  # (M, S)
@@ -257,16 +269,19 @@ def train(
                     kl = kl_term(logprobs, old, ref, part.mask)  # (b, s)
                     per_choice = clipped + config.beta * kl
                 loss = masked_sum(share[:, :width] * per_choice, part.mask).sum()
-                learner.backward(loss)
+                learner.backward(loss, part.mask.sum())
                 ratio = probability_ratio(logprobs.detach(), old, part.mask)  # (b, s)
                 binds = part.mask & (clipped > -ratio * A[rows, None])  # (b, s)
                 sums.add(
                     loss=loss.double() / len(steps),
                     clip_fraction=(binds.sum() / live.sum()).double() / len(steps),
                 )
+                if step + 1 == len(steps):
+                    moved = kl_k3(old, logprobs.detach(), part.mask).sum()
+                    sums.add(approx_kl=moved / live.sum())
                 if step == 0:
                     off = torch.maximum(off, (ratio - 1).abs().max())
-            grad_norm += learner.step() / len(steps)
+            learner.step()
 
         # 5. report
         learner.keep()
@@ -279,7 +294,7 @@ def train(
             "ratio_first": off.item(),
             **answer_metrics(asked, rollout, rewards, tokenizer),
             **sums.read(),
-            "grad_norm": grad_norm,
+            **learner.report(),
             "length_up": longer.sum().item() / max(len(longer), 1),
             "length_down": shorter.sum().item() / max(len(shorter), 1),
             "dead": (groups == groups[:, :1]).all(1).float().mean().item(),

@@ -350,14 +350,38 @@ def train(
     reference: GPT | None = None,
     state: dict | None = None,
 ) -> Iterator[dict[str, float]]:
-    """Train policy and critic in place, as REINFORCE does; one dict of metrics a draw.
+    """Train policy and critic in place; one dict of metrics per update (a draw).
 
-    `critic`: a Critic, or any module (inputs, hidden) -> (B, S). `next_beta(beta, kl)`:
-    the next price of KL, such as a partial of `adapt_beta`.
-    Metrics beside REINFORCE's: ratio_first (max |ρ − 1| before a step: 0), epochs_done,
-    explained_variance (by V before the update, of what then was earned), stopped_early,
-    beta (of the next update); of the last minibatch looked at: loss, value_loss,
-    entropy, approx_kl (of π_old from π, nats per token), clip_fraction (without slope).
+    Update u asks problems[u * prompts : (u + 1) * prompts], from the start again when
+    they run out. `generator` samples the answers. A `state` dict is complete at every
+    yield and continues a run when it is handed in again.
+
+    `critic`: a Critic, or any module (inputs, hidden) -> (B, S). `scale`: what becomes
+    of the advantages. `next_beta(beta, kl)`: the next price of KL, such as a partial of
+    `adapt_beta`.
+
+    Metrics: those of `answer_metrics`, of the draw before it is learnt from; those of
+    `Learner.report`; and
+
+        update                updates so far
+        completions           answers drawn so far
+        explained_variance    of what was earned, by the values before the update
+        epochs_done           passes over the answers; fewer where kl_stop ended them
+        stopped_early         1 if kl_stop did
+        ratio_first           largest |ρ − 1| in the first step: 0
+        beta                  of the next update
+        kl                    nats per answer, mean k1 to the reference; only with one
+
+    of the last minibatch that was looked at, before its step:
+
+        loss                  of the policy
+        value_loss            of the critic
+        approx_kl             KL(π_old ‖ π), nats per token
+        clip_fraction         share of live tokens where the clip binds
+
+    Raises: as `check_settings`; ValueError for no problems, more minibatches than
+    answers, beta > 0 without a reference, models that share weights, a gradient that is
+    not finite.
     """
     check_settings(config)
     check_problems(problems)
@@ -415,7 +439,6 @@ def train(
 
         # 4. update
         ratio_first = torch.zeros((), device=mask.device)  # the largest |ρ − 1|
-        grad_norm = 0.0
         steps_done = 0
         for minibatch in steps:
             mine = torch.cat(minibatch)  # (M,), the rows of this step
@@ -447,9 +470,8 @@ def train(
                     count=tokens,
                 )
                 entropy = token_mean(entropies, part.mask, count=tokens)
-                learner.backward(
-                    loss + config.value_coef * wrong - config.entropy_coef * entropy
-                )
+                total = loss + config.value_coef * wrong - config.entropy_coef * entropy
+                learner.backward(total, part.mask.sum())
                 new = logprobs.detach()  # (b, s)
                 ratio = probability_ratio(new, old, part.mask)  # (b, s)
                 clipped = ratio.clamp(1 - config.eps_low, 1 + config.eps_high)
@@ -458,7 +480,6 @@ def train(
                 sums.add(
                     loss=loss,
                     value_loss=wrong,
-                    entropy=entropy,
                     approx_kl=moved,
                     clip_fraction=flat.sum().double() / tokens,
                 )
@@ -467,7 +488,7 @@ def train(
             seen = sums.read()
             if config.kl_stop is not None and seen["approx_kl"] > config.kl_stop:
                 break
-            grad_norm = learner.step()
+            learner.step()
             steps_done += 1
 
         # 5. report
@@ -482,7 +503,7 @@ def train(
             "explained_variance": explained_variance(old_values, earned, mask),
             "ratio_first": ratio_first.item(),
             **seen,
-            "grad_norm": grad_norm,
+            **learner.report(),
             "epochs_done": steps_done * config.epochs / len(steps),
             "stopped_early": float(steps_done < len(steps)),
             "beta": beta,

@@ -148,16 +148,20 @@ def train(
 
     Update u asks problems[u * prompts : (u + 1) * prompts], from the start again when
     they run out. `generator` samples the answers. A `state` dict is complete at every
-    yield and continues a run when handed in again.
+    yield and continues a run when it is handed in again.
 
-    Metrics: update, completions (answers drawn so far), reward (mean raw reward of
-    this batch: sampled accuracy on fresh problems, before the step), truncated (share),
-    length (tokens per answer), baseline, loss, grad_norm (before clipping), kl (nats
-    per answer, mean k1 to the reference; only with one), style_<name> (shares).
+    Metrics: those of `answer_metrics`, of the draw before it is learnt from; those of
+    `Learner.report`; and
 
-    Raises: as `check_settings`; ValueError for beta > 0 without a reference, one that
-    shares the policy's weights, no problems, a baseline not () or (B,), a gradient not
-    finite.
+        update         updates so far
+        completions    answers drawn so far
+        baseline       mean of b over the answers
+        loss           near 0 where advantages average to 0: only its gradient matters
+        kl             nats per answer, mean k1 to the reference; only with one
+
+    Raises: as `check_settings`; ValueError for no problems, beta > 0 without a
+    reference, one that shares the policy's weights, a baseline that is not () or (B,),
+    a gradient that is not finite.
     """
     check_settings(config)
     check_problems(problems)
@@ -205,9 +209,9 @@ def train(
             loss = reinforce_loss(
                 logprobs, advantages[rows], part.mask, count=len(rewards)
             )
-            learner.backward(loss)
+            learner.backward(loss, part.mask.sum())
             sums.add(loss=loss)
-        grad_norm = learner.step()
+        learner.step()
 
         # 5. report
         learner.keep(memory=memory)
@@ -216,7 +220,7 @@ def train(
             "completions": (update + 1) * len(rewards),
             "baseline": b.mean().item(),
             **sums.read(),
-            "grad_norm": grad_norm,
+            **learner.report(),
             **answer_metrics(asked, rollout, rewards, tokenizer),
         }
         if reference is not None:

@@ -38,12 +38,14 @@ from minialign.logprobs import (
 from minialign.model import GPT
 from minialign.problems import Problem
 from minialign.rewards import Reward, score
-from minialign.sampling import Example, collate, rescore
+from minialign.sampling import Example, collate
 from minialign.tokenizer import Tokenizer
 from minialign.training import (
     Learner,
     Sums,
     draw,
+    reference_logprobs,
+    sampled_kl,
 )
 
 CHUNK = 128  # problems drawn at a time: bounds memory
@@ -216,16 +218,29 @@ def train(
     """Train the policy in place; one dict of metrics per optimiser step.
 
     Round r asks problems[r * prompts : (r + 1) * prompts], from the start again when
-    they run out. Steps go through the pool in random order, anew when used up. `state`
-    is complete at every yield, inside a round too, and continues a run when handed in.
-    Metrics of the draw, before it is learnt from: round, completions (so far), those of
-    `answer_metrics`, entropy (nats per token), kept (share of answers), pool (answers),
-    unanswered (share of problems with no reward above the threshold),
-    kept_style_<name> (shares; 0 where none was kept), kl (nats per answer, mean k1;
-    only with a reference). Of the step: update, loss (nats per token), grad_norm
-    (before clipping), tokens (trained on so far). With an empty pool a step does nothing: loss 0, grad_norm 0.
+    they run out. Steps go through the pool in random order, anew when used up; with an
+    empty pool a step does nothing. `generator` samples the answers. A `state` dict is
+    complete at every yield, inside a round too, and continues a run when it is handed
+    in again.
+
+    Metrics: those of `Learner.report`, and
+
+        update               steps so far
+        loss                 nats per token of the step's answers; 0 of none
+
+    of the draw, before it is learnt from: `answer_metrics`, and
+
+        round                that this step belongs to, from 1
+        completions          answers drawn so far
+        kept                 share of the round's answers
+        kept_style_<name>    share of the kept answers; 0 if none was kept
+        pool                 answers to learn from
+        unanswered           share of problems with no reward above the threshold
+        kl                   nats per answer, mean k1 to the reference; only with one
+
     Raises: as `check_settings`; ValueError for no problems, a reference that shares the
-    policy's weights, a selection not bool (P, K), a gradient not finite.
+    policy's weights, a selection that is not bool (P, K), a gradient that is not
+    finite.
     """
     check_settings(config)
     check_problems(problems)
@@ -236,7 +251,6 @@ def train(
     pool = learner.state.get("pool", [])
     order = list(learner.state.get("order", []))  # of the answers still to be met
     drawn = learner.state.get("drawn", {})  # metrics of the round's draw
-    tokens_so_far = learner.state.get("tokens", 0)
 
     for update in learner.remaining():
         round_, step = divmod(update, config.updates)
@@ -251,18 +265,17 @@ def train(
             rewards = rewards.view(config.prompts, config.samples)  # (P, K)
             lengths = rollout.lengths().view_as(rewards)  # (P, K)
             drawn = answer_metrics(asked, rollout, rewards, tokenizer)
-            nats = -rollout.logprobs.double().sum().item()
-            drawn["entropy"] = nats / lengths.sum().item()
             drawn["unanswered"] = (
                 (rewards <= config.threshold).all(1).float().mean().item()
             )
             drawn["round"] = round_ + 1
             drawn["completions"] = (round_ + 1) * rewards.numel()
             if reference is not None:
-                parts = torch.arange(rewards.numel()).split(CHUNK * config.samples)
-                ref_logprobs = rescore(reference, rollout, parts)  # (B, S)
-                ref_nats = -ref_logprobs.double().sum().item()
-                drawn["kl"] = (ref_nats - nats) / rewards.numel()
+                ref_logprobs = reference_logprobs(
+                    reference, rollout, CHUNK * config.samples
+                )  # (B, S)
+                kl = sampled_kl(rollout.logprobs, ref_logprobs, rollout.mask)  # (B,)
+                drawn["kl"] = kl.mean().item()
 
             # 3. compare
             kept = select(
@@ -305,18 +318,16 @@ def train(
             logprobs = token_logprobs(policy, ids.to(device), mask, config.temperature)
             weights = logprobs.new_ones(len(part))  # (b,)
             loss = likelihood_loss(logprobs, weights, mask, count=tokens)
-            learner.backward(loss)
+            learner.backward(loss, mask.sum())
             sums.add(loss=loss)
-        grad_norm = learner.step()
-        tokens_so_far += tokens
+        learner.step()
 
         # 5. report
-        learner.keep(pool=pool, order=list(order), drawn=drawn, tokens=tokens_so_far)
+        learner.keep(pool=pool, order=list(order), drawn=drawn)
         yield {
             "update": update + 1,
             **drawn,
             "loss": 0.0,
             **sums.read(),
-            "grad_norm": grad_norm,
-            "tokens": tokens_so_far,
+            **learner.report(),
         }

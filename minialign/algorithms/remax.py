@@ -169,18 +169,25 @@ def train(
 ) -> Iterator[dict[str, float]]:
     """Train the policy in place; one dict of metrics per update.
 
-    Update u asks problems[u * prompts : (u + 1) * prompts], round and round. Greedy
-    answers are the policy's as it stands, or a `greedy_policy`'s; `generator` samples.
-    A `state` dict is complete at every yield and continues a run when handed in again.
+    Update u asks problems[u * prompts : (u + 1) * prompts], from the start again when
+    they run out. `generator` samples the answers; the greedy ones are the policy's as
+    it stands, or a `greedy_policy`'s. A `state` dict is complete at every yield and
+    continues a run when it is handed in again.
 
-    Metrics: update, completions (answers drawn so far, greedy ones too), reward (mean
-    raw reward of the sampled answers, before the step), greedy_reward, ties (share of
-    sampled answers of advantage 0), truncated, greedy_truncated (shares), length
-    (tokens per sampled answer), loss, grad_norm (before clipping), kl (nats per answer,
-    mean k1 to the reference; only with one), style_<name> (shares).
+    Metrics: those of `answer_metrics`, of the sampled answers before they are learnt
+    from; those of `Learner.report`; and
 
-    Raises: as `check_settings`; ValueError for what else cannot be trained with, and a
-    gradient not finite.
+        update              updates so far
+        completions         answers drawn so far, greedy ones too
+        greedy_reward       mean over the greedy answers
+        greedy_truncated    share of the greedy answers that did not end
+        ties                share of sampled answers whose advantage is 0
+        loss                only its gradient matters
+        kl                  nats per answer, mean k1 to the reference; only with one
+
+    Raises: as `check_settings`; ValueError for no problems, beta > 0 without a
+    reference, one that shares the policy's weights, advantages or weights of another
+    shape, a gradient that is not finite.
     """
     check_settings(config)
     check_problems(problems)
@@ -231,9 +238,9 @@ def train(
             width = part.mask.shape[1]  # these answers need no more columns
             own = weights[rows, :width]  # (b, s)
             loss = remax_loss(logprobs, own, part.mask, count=len(rewards))
-            learner.backward(loss)
+            learner.backward(loss, part.mask.sum())
             sums.add(loss=loss)
-        grad_norm = learner.step()
+        learner.step()
 
         # 5. report
         learner.keep()
@@ -244,7 +251,7 @@ def train(
             "ties": (advantages == 0).float().mean().item(),
             "greedy_truncated": greedy.truncated.float().mean().item(),
             **sums.read(),
-            "grad_norm": grad_norm,
+            **learner.report(),
             **answer_metrics(asked, rollout, rewards, tokenizer),
         }
         if reference is not None:

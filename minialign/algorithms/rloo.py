@@ -147,17 +147,22 @@ def train(
 
     Update u asks problems[u * prompts : (u + 1) * prompts], from the start again when
     they run out. `generator` samples the answers. A `state` dict is complete at every
-    yield and continues a run when handed in again.
+    yield and continues a run when it is handed in again.
 
-    Metrics: update, completions (answers drawn so far), reward (mean raw reward of
-    this batch: sampled accuracy on fresh problems, before the step), dead (share of
-    groups whose raw rewards are all equal: no signal), advantage_std (divisor B),
-    truncated (share), length (tokens per answer), loss, grad_norm (before clipping), kl
-    (nats per answer, mean k1 to the reference; only with one), style_<name> (shares).
+    Metrics: those of `answer_metrics`, of the draw before it is learnt from; those of
+    `Learner.report`; and
 
-    Raises: as `check_settings`; ValueError for samples < 2, beta > 0 without a
-    reference, one that shares the policy's weights, no problems, advantages not (P, K),
-    a gradient not finite.
+        update           updates so far
+        completions      answers drawn so far
+        dead             share of problems whose answers all earned the same reward;
+                         at beta 0 they teach nothing, above it only their KL does
+        advantage_std    over all answers, divisor B
+        loss             only its gradient matters
+        kl               nats per answer, mean k1 to the reference; only with one
+
+    Raises: as `check_settings`; ValueError for no problems, samples < 2, beta > 0
+    without a reference, one that shares the policy's weights, advantages that are not
+    (P, K), a gradient that is not finite.
     """
     check_settings(config)
     check_problems(problems)
@@ -197,9 +202,9 @@ def train(
                 policy, part.tokens, part.mask, config.temperature
             )  # (b, s)
             loss = rloo_loss(logprobs, advantages[rows], part.mask, count=len(rewards))
-            learner.backward(loss)
+            learner.backward(loss, part.mask.sum())
             sums.add(loss=loss)
-        grad_norm = learner.step()
+        learner.step()
 
         # 5. report
         learner.keep()
@@ -211,7 +216,7 @@ def train(
             "dead": equal.float().mean().item(),
             "advantage_std": advantages.std(correction=0).item(),
             **sums.read(),
-            "grad_norm": grad_norm,
+            **learner.report(),
             **answer_metrics(asked, rollout, rewards, tokenizer),
         }
         if reference is not None:

@@ -216,18 +216,36 @@ def train(
 
     Round r asks problems[r * prompts : (r + 1) * prompts], from the start again when
     they run out, `batch` at a time. Steps take these batches in random order, anew when
-    used up. With `given` answers nothing is drawn or scored: every round has these. A
-    `state` is complete at every yield, inside a round too, and continues a run.
+    used up. With `given` answers nothing is drawn or scored: every round has these.
+    `generator` samples the answers. A `state` dict is complete at every yield, inside a
+    round too, and continues a run when it is handed in again.
 
-    Metrics: update, round, completions (drawn so far); of the draw, before learning
-    from it (not with `given`): those of `answer_metrics`, kl (nats, exact at each
-    choice; with a reference); of the step, before it: loss, ranking, sft, grad_norm,
-    violated (share of pairs), tied, unanswered (of problems: no pair, none to imitate),
-    mean_logprob_right, mean_logprob_wrong (of answers above the threshold, and of the
-    rest: the mean of what `likelihood` makes of them, by which they are ranked).
-    Raises: as `check_settings` and `rrhf_loss`; ValueError for no problems, not whole
-    batches, samples < 2 (unless `given`); a reference that shares the policy's weights,
-    a gradient not finite.
+    Metrics: those of `Learner.report`, and
+
+        update                steps so far
+        round                 that this step belongs to, from 1
+        completions           answers drawn so far
+
+    of the draw, before it is learnt from (not with `given`): `answer_metrics`, and
+
+        kl                    nats per answer, exact at each choice; only with a
+                              reference
+
+    of the step's answers, before it:
+
+        loss                  ranking + sft_weight · sft
+        ranking               the ranking loss
+        sft                   nats per token of the best answers
+        violated              share of pairs in the wrong order
+        tied                  share of problems without a pair
+        unanswered            share of problems with no reward above the threshold: none
+                              of their answers is imitated
+        mean_logprob_right    of answers above the threshold, what `likelihood` makes of
+                              them; `mean_logprob_wrong` of the rest
+
+    Raises: as `check_settings` and `rrhf_loss`; ValueError for no problems, prompts
+    that are not whole batches, samples < 2 (unless `given`), a reference that shares
+    the policy's weights, a gradient that is not finite.
     """
     check_settings(config)
     check_reference(policy, reference)
@@ -305,7 +323,7 @@ def train(
                 threshold=config.threshold,
                 counts=(len(batch), max(best_tokens, 1)),
             )
-            learner.backward(loss)
+            learner.backward(loss, part.mask.sum())
             now = logprobs.detach()  # (b, s)
             imitation = sft_loss(
                 now, earned[some], part.mask, max(best_tokens, 1), config.threshold
@@ -313,7 +331,7 @@ def train(
             sums.add(loss=loss, sft=imitation)
             found = likelihood(now, part.mask)  # (b,)
             ranked[some] = found.view_as(earned[some]).to(ranked)
-        grad_norm = learner.step()
+        learner.step()
 
         # 5. report
         learner.keep(
@@ -328,7 +346,7 @@ def train(
             **drawn,
             "completions": 0 if given else (round_ + 1) * rewards.numel(),
             **sums.read(),
-            "grad_norm": grad_norm,
+            **learner.report(),
             "ranking": ranking_loss(ranked, earned, config.margin).item(),
             "violated": (reversed_.sum() / pairs.sum().clamp(min=1)).item(),
             "tied": (~pairs.flatten(1).any(1)).float().mean().item(),

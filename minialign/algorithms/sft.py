@@ -221,6 +221,7 @@ def train(
             "lr": share,
             "grad_norm": norm.item(),
             "tokens": real,
-            "live_tokens": live,
+            "steps": 1,
+            "tokens_trained": live,
             "padding": 1 - real / tokens.numel(),
         }

@@ -238,14 +238,20 @@ def assert_metrics(
 ) -> None:
     """The first metrics of a run are these, and what its one draw shows by itself.
 
-    `expected` is all there is but update, reward, truncated, length and the styles.
+    `expected` is all there is but update, reward, truncated, length, entropy and the
+    styles, and what is usual of one step that no guard had to hold back.
     """
     rewards, responses = judged(rollout), rollout.responses()
+    tokens = sum(map(len, responses))
     shown = {
+        "steps": 1,
+        "tokens_trained": tokens,
+        "guarded": 0.0,
+        "entropy": -rollout.logprobs.sum().item() / tokens,
         "update": 1,
         "reward": rewards.mean().item(),
         "truncated": sum(rollout.truncated.tolist()) / len(responses),
-        "length": sum(map(len, responses)) / len(responses),
+        "length": tokens / len(responses),
     }
     measured, styles = dict(metrics), Counter()
     for name in [name for name in metrics if "style_" in name]:
