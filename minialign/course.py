@@ -336,6 +336,7 @@ def finish(
         "before": as_list(before),
         "after": as_list(after),
         "figure": settings.figure_path.relative_to(plotting.FIGURES.parent).as_posix(),
+        **cost(run.get("series", {})),
         **run,
     }
     local = settings.preset != "full"
@@ -343,6 +344,13 @@ def finish(
     print()
     print_table([run])
     print(f"record: {path.relative_to(plotting.FIGURES.parent)}")
+
+
+def cost(series: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """What a run of these series cost: its optimiser steps, and the tokens they were
+    made of. {} of a run that does not say."""
+    counted = ("steps", "tokens_trained")
+    return {name: sum(series[name]) for name in counted if name in series}
 
 
 def runs_on_record(settings: Settings, run: dict) -> list[dict]:

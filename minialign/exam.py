@@ -22,6 +22,7 @@ from minialign.course import (
     as_estimate,
     as_list,
     base_success,
+    cost,
     load_problems,
 )
 from minialign.evaluation import (
@@ -215,6 +216,7 @@ def run_trials(
         entry |= _judge(tuning, tokenizer, policy, reference)
         entry["seconds"] = series["seconds"][-1]
         entry["series"] = series
+        entry |= cost(series)
         tried[title] = entry
         if is_full:
             plotting.save_trials(name, record | tried)

@@ -106,12 +106,14 @@ def test_a_record_holds_plain_finite_numbers_to_six_digits(folders):
 def test_finish_saves_and_prints_the_closing_table(folders, capsys):
     settings = course.setup("11_b.py", ["--preset", "quick", "--device", "cpu"])
     before, after = Estimate(0.4, 0.3, 0.5), Estimate(0.9, 0.8, 1.0)
-    course.finish(settings, {"series": {}}, before, after, "accuracy")
+    series = {"loss": [0.5, 0.25], "steps": [2, 1], "tokens_trained": [30, 12]}
+    course.finish(settings, {"series": series}, before, after, "accuracy")
     out = capsys.readouterr().out
     assert "0.400 [0.300, 0.500]" in out and "0.900 [0.800, 1.000]" in out
     held = course.last_run("11_b", 0, local=True)
     assert course.as_estimate(held["after"]) == after
     assert held["before"] == [0.4, 0.3, 0.5] and held["torch"] == torch.__version__
+    assert (held["steps"], held["tokens_trained"]) == (3, 42)
 
 
 def test_ctrl_c_asks_once_and_then_stops():
