@@ -122,10 +122,13 @@ def run_dpo(config: dpo.DPOConfig, settings, given=None, **options) -> tuple:
     policy = copy.deepcopy(reference).requires_grad_(True)
     problems = course.stream(settings.seed, config.rounds * config.prompts)
     series, start = {}, time.perf_counter()
+    if given is None:
+        options["reference"] = reference  # each draw's distance to it is measured
+    else:
+        options["given"] = given(settings)
     training = dpo.train(
-        policy, tokenizer, problems, verifier, config, reference=reference,
-        generator=settings.generator("sampling"),
-        given=given(settings) if given else (), **options,
+        policy, tokenizer, problems, verifier, config,
+        generator=settings.generator("sampling"), **options,
     )  # fmt: skip
     for metrics in tqdm(training, total=config.rounds * config.updates, disable=None):
         seconds = time.perf_counter() - start

@@ -4,7 +4,7 @@ A method's file holds what is its own: what it compares, its loss, and its loop.
 the loops have in common stands here.
 
     draw                  the next problems, and the policy's answers to them
-    reference_logprobs    what the reference gives to every token of those answers
+    rescore_both          what policy and reference give to every token of the answers
     sampled_kl            from these, each answer's estimate of the KL to the reference
     deal                  the answers of one draw, dealt to several optimiser steps
     Learner               AdamW with its schedule, its clip, its state
@@ -96,19 +96,25 @@ def draw(
     return asked, rollout
 
 
-def reference_logprobs(
-    reference: GPT | None, rollout: Rollout, micro_batch: int
-) -> Tensor:
-    """What the reference gives to every token of the answers, `micro_batch` at a time.
+def rescore_both(
+    policy: GPT, reference: GPT | None, rollout: Rollout, micro_batch: int
+) -> tuple[Tensor, Tensor]:
+    """What policy and reference give to every token of the answers, computed alike.
 
-    Without a reference: the log-probabilities that the answers were drawn with, so that
-    every difference to them is exactly 0.
+    In the same parts and by the same code, so that a reference that is still a copy of
+    the policy gives the same bits: then their KL is exactly 0. (The sampler's own
+    log-probabilities differ from both by rounding, and of rounding alone Adam makes a
+    whole step.) Without a reference there is nothing to compare with, and both are the
+    sampler's.
 
-    Shapes: -> (B, S), 0 where masked. Units: nats. Gradient: none.
+    Shapes: -> two of (B, S), 0 where masked. Units: nats. Gradient: none.
     """
     if reference is None:
-        return rollout.logprobs
-    return rescore(reference, rollout, rollout.micro_batches(micro_batch))
+        return rollout.logprobs, rollout.logprobs
+    parts = rollout.micro_batches(micro_batch)
+    logprobs = rescore(policy, rollout, parts)  # (B, S)
+    ref_logprobs = rescore(reference, rollout, parts)  # (B, S)
+    return logprobs, ref_logprobs
 
 
 def sampled_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from minialign.algorithms import (
     sft,
 )
 from tests.properties.training import GAPS, Metrics, reward_rises
-from tests.toy import PROBLEMS, TOKENIZER, base, generator, new_gpt, yes
+from tests.toy import PROBLEMS, TOKENIZER, base, generator, never, new_gpt, yes
 
 SEED = 7  # of the models that a resumed run finds, and of its generator
 AS_IT_IS = {"as it is": {}}
@@ -47,6 +47,8 @@ class Method:
     flips: dict[str, dict] = field(default_factory=dict)
     # Changes by name with which nothing is to be learnt.
     misleading: dict[str, dict] = field(default_factory=dict)
+    # Situations by name in which there is no gradient but for rounding: changes.
+    idle: dict[str, dict] = field(default_factory=dict)
     # Changes with which the rewards of other answers teach nothing.
     shuffled: dict = field(default_factory=dict)
     # Changes with which a price on the KL holds back; None: a reference only watches.
@@ -96,6 +98,8 @@ class Method:
         arguments = {"generator": generator(), **self.needed, **arguments}
         if "critic" in arguments and not isinstance(arguments["critic"], nn.Module):
             arguments["critic"] = arguments["critic"](policy)
+        if callable(arguments.get("given")):
+            arguments["given"] = arguments["given"](policy)
         train = self.train or self.module.train
         return train(policy, TOKENIZER, problems, reward, config, **arguments)
 
@@ -164,6 +168,13 @@ def loss_falls(metrics: list[Metrics]) -> bool:
     return metrics[-1]["loss"] < metrics[0]["loss"] / 10
 
 
+def twins(policy) -> list[dpo.Pair]:
+    """Pairs whose two answers are the same."""
+    answer = TOKENIZER.encode_response("y")
+    asked = [TOKENIZER.encode_prompt(problem.question) for problem in PROBLEMS]
+    return [(prompt, answer, answer) for prompt in asked]
+
+
 # Of PPO, which has a critic
 
 
@@ -200,6 +211,11 @@ CRITICS = {
 }
 
 # Of the others
+
+
+def a_tenth(problems, texts):
+    """Everyone earns the same, a number that float32 does not hold exactly."""
+    return [0.1] * len(texts)
 
 
 def against_the_mean(rewards, greedy_rewards):
@@ -270,6 +286,7 @@ METHODS = {
         misleading={"by lot": {"select": rejection_sampling.select_random}},
         changed={"batch_tokens": 20, "threshold": 1.0},
         dealt={"batch_tokens": 50, "updates": 5},
+        idle={"nothing is kept": {"reward": never}},
         gaps={
             **GAPS,
             "pool": lambda saved: saved[::-1],
@@ -298,6 +315,14 @@ METHODS = {
         # Without a baseline, whatever is likely by chance would be pulled up.
         shuffled={"baseline": reinforce.batch_mean},
         price={"beta": 1.0, **AMPLE},
+        idle={
+            "nobody earned": {"reward": never},
+            "all earned the same": {
+                "reward": a_tenth,
+                "baseline": reinforce.batch_mean,
+            },
+            "only the KL to itself": {"reward": never, "beta": 1.0, "reference": base},
+        },
         gaps=GAPS | {"memory": lambda saved: 0.0},
     ),
     "remax": Method(
@@ -312,6 +337,10 @@ METHODS = {
         },
         shuffled={"compare": against_the_mean},
         price={"beta": 1.0, **AMPLE, "updates": 15, "prompts": 15},
+        idle={
+            "all earned what greedy answers did": {"reward": a_tenth},
+            "only the KL to itself": {"reward": never, "beta": 1.0, "reference": base},
+        },
         greedy=True,
     ),
     "rloo": Method(
@@ -323,6 +352,10 @@ METHODS = {
         variants={"groups of 6": {}, "pairs": {"samples": 2, "prompts": 15}},
         misleading={"no comparison": {"compare": torch.zeros_like}},
         price={"beta": 1.0, **AMPLE},
+        idle={
+            "all earned the same": {"reward": a_tenth},
+            "only the KL to itself": {"reward": never, "beta": 1.0, "reference": base},
+        },
     ),
     "grpo": Method(
         grpo,
@@ -348,6 +381,20 @@ METHODS = {
             "many steps": {"epochs": 3, "minibatches": 2, "lr": 5e-3},
         },
         price={"beta": 3.0, **AMPLE},
+        idle={
+            "all earned the same": {"reward": a_tenth},
+            "the same, centred": {
+                "reward": a_tenth,
+                "advantage": grpo.centred_advantages,
+            },
+            "only k3 to itself": {"reward": never, "beta": 1.0, "reference": base},
+            "only k2 to itself": {
+                "reward": never,
+                "beta": 1.0,
+                "reference": base,
+                "kl_term": grpo.k2_term,
+            },
+        },
         changed={"eps_low": 0.002, "eps_high": 0.002},
         dealt={"minibatches": 3, "epochs": 3},
         rounding={"floor": 1e-9},
@@ -391,6 +438,20 @@ METHODS = {
             "whitened": {"scale": ppo.whiten, "epochs": 1, "updates": 15},
         },
         shuffled={"critic": no_critic, "scale": ppo.whiten},
+        idle={
+            "nobody earned": {"reward": never, "critic": ppo.Critic},
+            "all earned the same, whitened": {
+                "reward": a_tenth,
+                "critic": no_critic,
+                "lam": 1.0,
+            },
+            "only the KL to itself": {
+                "reward": never,
+                "beta": 1.0,
+                "reference": base,
+                "critic": no_critic,
+            },
+        },
         price={
             "beta": 1.0,
             "updates": 8,
@@ -449,6 +510,10 @@ METHODS = {
         },
         changed={"pairs_per_problem": 1, "truncated_reward": 2.0},
         dealt={"batch": 3, "updates": 5, "pairs_per_problem": 1},
+        idle={
+            "all earned the same": {"reward": a_tenth},
+            "pairs of equal answers": {"given": twins},
+        },
         gaps={
             **GAPS,
             "pairs": lambda saved: saved[::-1],
@@ -484,6 +549,13 @@ METHODS = {
         shuffled=RANKING,
         changed={"prompts": 6, "batch": 1, "truncated_reward": 2.0, "threshold": 1.0},
         dealt={"updates": 9},
+        idle={
+            "nobody earned": {"reward": never},
+            "all earned the same, none imitated": {
+                "reward": a_tenth,
+                "sft_weight": 0.0,
+            },
+        },
         gaps={
             **GAPS,
             "order": lambda saved: [],

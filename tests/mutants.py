@@ -619,12 +619,14 @@ def shape_rewards_not_looking_at_no_price(rewards, logprobs, ref_logprobs, mask,
 @imitates(reinforce.train, "priced_kl")
 def reinforce_train_with_a_warmer_reference(*args, **options):
     """T30: the reference is scored at temperature 1, whatever the policy's is."""
-    right = reinforce.reference_logprobs
+    right = reinforce.rescore_both
 
-    def warmer(reference, rollout, micro_batch):
-        return right(reference, replace(rollout, temperature=1.0), micro_batch)
+    def warmer(policy, reference, rollout, micro_batch):
+        logprobs, _ = right(policy, reference, rollout, micro_batch)
+        warm = replace(rollout, temperature=1.0)
+        return logprobs, right(policy, reference, warm, micro_batch)[1]
 
-    with mock.patch.object(reinforce, "reference_logprobs", warmer):
+    with mock.patch.object(reinforce, "rescore_both", warmer):
         yield from reinforce.train(*args, **options)
 
 

@@ -55,6 +55,29 @@ def test_with_the_pairs_the_wrong_way_round_it_does_not_learn(monkeypatch):
     assert not training.learns(partial(run, **METHOD.long), METHOD.sure, METHOD.shows)
 
 
+def test_pairs_of_equal_answers_are_dropped_and_counted():
+    """They teach nothing, and rounding would move the policy for them."""
+    twin = pair("a", "y", "y")
+    real = pair("b", "z", "no")
+    metrics = next(run(base(), problems=[], given=[twin, real, twin]))
+    assert (metrics["pairs"], metrics["identical"]) == (1, 2)
+    assert metrics["tokens_trained"] == 7 * (len(real[1]) + len(real[2]))
+    metrics = next(run(base()))
+    assert metrics["identical"] == 0
+
+
+def test_given_pairs_do_not_ignore_a_reference():
+    """The policy of each round's start is the reference, unless that is switched off:
+    then one that is handed in would have no effect."""
+    pairs = [pair("a", "y", "no")]
+    with pytest.raises(ValueError, match=r"reference.*reset_reference"):
+        next(run(base(), problems=[], given=pairs, reference=base()))
+    held = run(
+        base(), problems=[], given=pairs, reference=base(), reset_reference=False
+    )
+    next(held)
+
+
 def test_given_pairs_teach_without_a_draw(monkeypatch):
     """Off-policy: an answer it never gives, "z", preferred to one that it gives."""
     monkeypatch.setattr(minialign.training, "generate", None)
@@ -143,6 +166,7 @@ def test_two_rounds_by_hand(monkeypatch, temperature):
                 len(answer) for _, *both in trained[-1] + trained[-2] for answer in both
             ),
             "guarded": 0.0,
+            "identical": 0,
             "unpaired": sum(len(set(group)) == 1 for group in groups) / 4,
             "pairs": sum(min(sum(g), 6 - sum(g), 4) for g in groups),
             "chosen_length": sum(chosen) / len(chosen),

@@ -18,7 +18,7 @@ from minialign.training import (
     Sums,
     deal,
     draw,
-    reference_logprobs,
+    rescore_both,
     sampled_kl,
 )
 from tests.properties.common import float64
@@ -366,20 +366,28 @@ def test_a_draw_in_chunks_asks_the_same():
 
 def test_without_a_reference_there_is_no_distance():
     _, rollout = draw(base(), TOKENIZER, PROBLEMS, 0, drawing(), generator())
-    ref_logprobs = reference_logprobs(None, rollout, 4)
-    nats = sampled_kl(rollout.logprobs, ref_logprobs, rollout.mask)
-    assert nats.tolist() == [0.0] * 6
+    logprobs, ref_logprobs = rescore_both(base(), None, rollout, 4)
+    assert torch.equal(logprobs, rollout.logprobs)
+    assert sampled_kl(logprobs, ref_logprobs, rollout.mask).tolist() == [0.0] * 6
 
 
-def test_the_references_logprobs_are_its_own_at_the_rollouts_temperature():
-    reference = stretched()
+def test_a_copy_of_the_policy_is_at_no_distance_at_all():
+    """Not about 0: whatever differed by rounding would be learnt from."""
     _, rollout = draw(base(), TOKENIZER, PROBLEMS, 0, drawing(), generator())
-    found = reference_logprobs(reference, rollout, 4)
-    assert found.requires_grad is False
-    for row, nats in enumerate(token_nats(reference, rollout, 0.7)):
-        live = rollout.mask[row]
-        torch.testing.assert_close(found[row, live], nats, rtol=1e-4, atol=1e-5)
-        assert (found[row, ~live] == 0).all()
+    logprobs, ref_logprobs = rescore_both(base(), base(), rollout, 4)
+    assert sampled_kl(logprobs, ref_logprobs, rollout.mask).tolist() == [0.0] * 6
+
+
+def test_both_are_scored_at_the_rollouts_temperature():
+    policy, reference = base(), stretched()
+    _, rollout = draw(policy, TOKENIZER, PROBLEMS, 0, drawing(), generator())
+    both = rescore_both(policy, reference, rollout, 4)
+    for model, found in zip((policy, reference), both, strict=True):
+        assert found.requires_grad is False
+        for row, nats in enumerate(token_nats(model, rollout, 0.7)):
+            live = rollout.mask[row]
+            torch.testing.assert_close(found[row, live], nats, rtol=1e-4, atol=1e-5)
+            assert (found[row, ~live] == 0).all()
 
 
 def test_sampled_kl_by_hand():

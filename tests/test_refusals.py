@@ -1607,7 +1607,7 @@ def test_a_mask_after_the_scores_would_be_found():
 
 UNCHECKED = {
     "it hands on what it is given, to a function that looks": [
-        room.reference_logprobs,
+        room.rescore_both,
         room.deal,
         ppo.score_answers,
     ],
@@ -1636,7 +1636,7 @@ INERT = {  # junk in masked slots changes nothing: tests/test_losses.py
 UNMASKED = {
     "it hands them on, to a function that is tested": [
         room.sampled_kl,
-        room.reference_logprobs,
+        room.rescore_both,
         ppo.score_answers,
     ],
     "it reads no floats but (B,)": [

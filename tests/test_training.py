@@ -21,7 +21,7 @@ import torch
 from minialign import algorithms, checkpoint
 from tests.methods import METHODS, Method, another, start
 from tests.properties import training
-from tests.toy import base, stretched
+from tests.toy import base, base_weights, stretched
 
 DRAWING = {name: each for name, each in METHODS.items() if each.draws}
 PRICED = {name: each for name, each in DRAWING.items() if each.price}
@@ -197,6 +197,23 @@ def test_every_step_is_a_step_of_its_own(method):
     for name in ("loss", "grad_norm"):
         assert thrice[name] == pytest.approx(once[name], rel=1e-4, abs=1e-6)
     assert once["grad_norm"] > 0.01
+
+
+# Nothing to learn
+
+
+@each_change("idle", DRAWING)
+def test_where_the_gradient_is_only_rounding_the_policy_stays_as_it_is(method, changes):
+    """Adam makes a whole step of any gradient, were it 1e-8: so it must be exactly 0.
+
+    From a fresh optimiser; methods that rightly have a gradient there are not asked.
+    """
+    policy = base()
+    if "reference" in changes:
+        changes = {**changes, "reference": changes["reference"]()}
+    metrics = next(method.run(policy, warmup=0, **changes))
+    training.assert_same_bits(dict(policy.state_dict()), dict(base_weights()))
+    assert metrics["grad_norm"] == 0
 
 
 # A reference

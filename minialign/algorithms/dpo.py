@@ -227,6 +227,8 @@ def train(
         round              that this step belongs to, from 1
         completions        answers drawn so far
         pairs              of this round
+        identical          pairs dropped, for their two answers are the same: there is
+                           nothing to learn, and rounding would be learnt
         chosen_length      mean tokens of the chosen answers, their end included
         rejected_length    of the rejected ones
 
@@ -255,6 +257,11 @@ def train(
             raise ValueError(f"samples: got {config.samples}, a pair needs K >= 2")
     needed = "" if config.reset_reference else "reset_reference is False"
     check_reference(policy, reference, needed)
+    if given and config.reset_reference and reference is not None:
+        raise ValueError(
+            "reference: with given pairs and reset_reference it would do nothing; set "
+            "reset_reference to False, or pass none"
+        )
     steps = config.rounds * config.updates
     learner = Learner(config, steps, generator, state, policy=(policy, config.lr))
     pairs = learner.state.get("pairs", [])
@@ -266,7 +273,7 @@ def train(
         round_, step = divmod(update, config.updates)
         if step == 0 and given:
             pairs = list(given)
-            drawn = {"pairs": len(pairs), "completions": 0}
+            drawn = {"completions": 0}
         elif step == 0:
             # 1. draw
             asked, rollout = draw(
@@ -301,10 +308,13 @@ def train(
                 prompt = tokenizer.encode_prompt(asked[problem].question)
                 pairs.append((prompt, answers[chosen], answers[rejected]))
             drawn["unpaired"] = 1 - len(paired) / len(asked)
-            drawn["pairs"] = len(pairs)
             drawn["completions"] = (round_ + 1) * len(rewards)
         if step == 0:
             order = []
+            distinct = [pair for pair in pairs if pair[1] != pair[2]]
+            drawn["identical"] = len(pairs) - len(distinct)
+            drawn["pairs"] = len(distinct)
+            pairs = distinct
             chosen_tokens = sum(len(chosen) for _, chosen, _ in pairs)
             rejected_tokens = sum(len(rejected) for _, _, rejected in pairs)
             drawn["chosen_length"] = chosen_tokens / max(len(pairs), 1)

@@ -44,7 +44,7 @@ from minialign.model import GPT
 from minialign.problems import Problem
 from minialign.rewards import Reward, score
 from minialign.tokenizer import Tokenizer
-from minialign.training import Learner, Sums, draw, reference_logprobs, sampled_kl
+from minialign.training import Learner, Sums, draw, rescore_both, sampled_kl
 
 Baseline = Callable[[Tensor, float], Tensor]  # (rewards (B,), memory) -> () or (B,)
 
@@ -86,7 +86,8 @@ def batch_mean(rewards: Tensor, memory: float) -> Tensor:
     Each answer is part of its own baseline: in expectation the gradient is (B - 1)/B
     of the true one, where answers are independent of each other given their prompts.
     """
-    return rewards.mean()
+    # From the first reward on: the mean of equal rewards is then one of them, exactly.
+    return rewards[0] + (rewards - rewards[0]).mean()
 
 
 def shape_rewards(
@@ -181,10 +182,8 @@ def train(
         rewards = score(
             reward, asked, rollout, tokenizer, config.truncated_reward
         )  # (B,)
-        ref_logprobs = reference_logprobs(reference, rollout, config.micro_batch)
-        shaped = shape_rewards(
-            rewards, rollout.logprobs, ref_logprobs, mask, config.beta
-        )  # (B,)
+        now, ref_logprobs = rescore_both(policy, reference, rollout, config.micro_batch)
+        shaped = shape_rewards(rewards, now, ref_logprobs, mask, config.beta)  # (B,)
 
         # 3. compare
         b = baseline(shaped, memory)  # () or (B,)
@@ -224,6 +223,6 @@ def train(
             **answer_metrics(asked, rollout, rewards, tokenizer),
         }
         if reference is not None:
-            kl = sampled_kl(rollout.logprobs, ref_logprobs, mask)  # (B,)
+            kl = sampled_kl(now, ref_logprobs, mask)  # (B,)
             metrics["kl"] = kl.mean().item()
         yield metrics

@@ -44,7 +44,7 @@ from minialign.training import (
     Learner,
     Sums,
     draw,
-    reference_logprobs,
+    rescore_both,
     sampled_kl,
 )
 
@@ -271,10 +271,10 @@ def train(
             drawn["round"] = round_ + 1
             drawn["completions"] = (round_ + 1) * rewards.numel()
             if reference is not None:
-                ref_logprobs = reference_logprobs(
-                    reference, rollout, CHUNK * config.samples
-                )  # (B, S)
-                kl = sampled_kl(rollout.logprobs, ref_logprobs, rollout.mask)  # (B,)
+                now, ref_logprobs = rescore_both(
+                    policy, reference, rollout, CHUNK * config.samples
+                )
+                kl = sampled_kl(now, ref_logprobs, rollout.mask)  # (B,)
                 drawn["kl"] = kl.mean().item()
 
             # 3. compare

@@ -51,7 +51,7 @@ from minialign.training import (
     Learner,
     Sums,
     draw,
-    reference_logprobs,
+    rescore_both,
     sampled_kl,
 )
 
@@ -218,10 +218,8 @@ def train(
         greedy_rewards = score(
             reward, asked, greedy, tokenizer, config.truncated_reward
         )  # (P,)
-        ref_logprobs = reference_logprobs(reference, rollout, config.micro_batch)
-        k1 = kl_k1(
-            rollout.logprobs, ref_logprobs, mask
-        )  # (B, S), 0 without a reference
+        now, ref_logprobs = rescore_both(policy, reference, rollout, config.micro_batch)
+        k1 = kl_k1(now, ref_logprobs, mask)  # (B, S), 0 without a reference
 
         # 3. compare
         groups = rewards.view(config.prompts, config.samples)  # (P, K)
@@ -255,6 +253,6 @@ def train(
             **answer_metrics(asked, rollout, rewards, tokenizer),
         }
         if reference is not None:
-            kl = sampled_kl(rollout.logprobs, ref_logprobs, mask)  # (B,)
+            kl = sampled_kl(now, ref_logprobs, mask)  # (B,)
             metrics["kl"] = kl.mean().item()
         yield metrics

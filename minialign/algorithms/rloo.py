@@ -51,7 +51,7 @@ from minialign.training import (
     Learner,
     Sums,
     draw,
-    reference_logprobs,
+    rescore_both,
     sampled_kl,
 )
 
@@ -183,10 +183,8 @@ def train(
         rewards = score(
             reward, asked, rollout, tokenizer, config.truncated_reward
         )  # (B,)
-        ref_logprobs = reference_logprobs(reference, rollout, config.micro_batch)
-        shaped = shape_rewards(
-            rewards, rollout.logprobs, ref_logprobs, mask, config.beta
-        )  # (B,)
+        now, ref_logprobs = rescore_both(policy, reference, rollout, config.micro_batch)
+        shaped = shape_rewards(rewards, now, ref_logprobs, mask, config.beta)  # (B,)
 
         # 3. compare
         groups = shaped.view(config.prompts, config.samples)  # (P, K)
@@ -220,6 +218,6 @@ def train(
             **answer_metrics(asked, rollout, rewards, tokenizer),
         }
         if reference is not None:
-            kl = sampled_kl(rollout.logprobs, ref_logprobs, mask)  # (B,)
+            kl = sampled_kl(now, ref_logprobs, mask)  # (B,)
             metrics["kl"] = kl.mean().item()
         yield metrics
