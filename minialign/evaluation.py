@@ -508,7 +508,8 @@ def measured_kl(
 
     Σ_s KL(model(. | prefix s) ‖ reference(. | prefix s)) over the prefixes visited. For
     answers sampled from `model` the expectation is the KL of whole answers (chain
-    rule), with less noise than summed log-ratios, and no answer counts less than 0.
+    rule), as a rule with less noise than summed log-ratios, and no answer counts less
+    than 0.
 
     Shapes: -> (B,). Units: nats, >= 0, both models at the rollout's temperature.
     Reduction: sum over live tokens, `rows` answers at a time. Gradient: none.

@@ -246,15 +246,17 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
 
         k3 = exp(d) - 1 - d,  d = log π_ref - log π
 
-    E[k3] = KL(policy ‖ reference), summed per token or of a whole sequence; but as a
-    loss its expected gradient is that of the *forward* KL(reference ‖ policy): of the
-    whole sequence or, summed per token, of each next-token choice alone.
-    `kl_ratio_k3` has the gradient of its own value.
+    E[k3] = KL(policy ‖ reference), of a whole sequence (its summed log-probs, as one
+    column) and summed over its tokens. As a loss it has another expected gradient than
+    that value. Of a whole sequence: that of the *forward* KL(reference ‖ policy).
+    Summed over tokens: that of the forward KL of each next-token choice alone, in the
+    contexts that the policy visits; that it visits them is not differentiated.
 
     Shapes: all (B, S) -> (B, S), >= 0, 0 at masked slots. Units: nats.
     Gradient: through logprobs only.
-    Raises: as `check_mask` and `check_logprobs`; ValueError where d > 80 nats, which no
-        sample of this policy reaches and float32 could not hold.
+    Raises: as `check_mask` and `check_logprobs`; ValueError where d > 80 nats: no
+        sample of this policy comes near it, and exp(d) is not far from what float32
+        can hold, some 88 nats.
     Source: Schulman 2020, "Approximating KL divergence"; arXiv 2402.03300, eq. 4.
     """
     d = -kl_k1(logprobs, ref_logprobs, mask)
@@ -269,16 +271,17 @@ def kl_ratio_k3(
 
         ratio x k3,  ratio = π / π_old
 
-    On fresh samples the ratio is 1, but its gradient is not 0. Of a whole sequence, the
-    expected value is KL(policy ‖ reference) and the expected gradient that KL's, on
-    samples of an older policy too. Summed per token, each slot has value and gradient
-    of the KL of its own next-token choice, in the contexts the older policy visits:
-    what a token does to the KL of later ones is missing.
+    On fresh samples the ratio is 1, but its gradient is not 0. Of a whole sequence (its
+    summed log-probs, as one column) the expected value is KL(policy ‖ reference) and
+    the expected gradient that KL's, on samples of an older policy too. Summed over
+    tokens neither is so: each slot has value and gradient of the KL of its own
+    next-token choice, in the contexts that the older policy visits. What a token does
+    to the KL of later ones is missing.
 
     Shapes: all (B, S) -> (B, S), >= 0, 0 at masked slots. Units: nats.
     Gradient: through logprobs only, in both factors.
     Raises: as `kl_k3`; ValueError where logprobs - old_logprobs > 80 nats.
-    Source: huggingface/trl, pull request 6503.
+    Source: DeepSeek-V3.2, arXiv 2512.02556, section 3.1, equation 7.
     """
     k3 = kl_k3(logprobs, ref_logprobs, mask)
     return probability_ratio(logprobs, old_logprobs, mask) * k3
@@ -289,7 +292,8 @@ def probability_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> T
 
     Shapes: all (B, S) -> (B, S). Gradient: through logprobs only, the ratio itself.
     Raises: as `check_mask` and `check_logprobs`; ValueError where
-        logprobs - old_logprobs > 80 nats, which float32 could not hold.
+        logprobs - old_logprobs > 80 nats: a ratio of e^80 is no step of training, and
+        float32 ends at e^88.
     """
     check_mask(mask)
     check_logprobs("logprobs", logprobs, mask)
@@ -304,8 +308,11 @@ def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
 
         Σ_v π(v) (log π(v) - log π_ref(v))
 
-    Divide both logits by the sampling temperature first. Summed along sampled sequences
-    it estimates the sequence KL, with less variance than k1.
+    Divide both logits by the sampling temperature first. Summed along the policy's own
+    sequences it estimates the KL of whole sequences without bias. As a rule it varies
+    less than the sum of k1 does, but not always: with a reference uniform over aa, ab,
+    ba and bb and a policy uniform over the first three, the sum of k1 is log(4/3) for
+    each of them, and the sum of exact ones is not.
 
     Shapes: logits, ref_logits (..., V) -> (...). Units: nats, >= 0 but for rounding.
     Gradient: through logits only, that of this position's own KL.

@@ -296,7 +296,8 @@ def invert(probs: Tensor, uniforms: Tensor) -> Tensor:
     """Inverse transform: the first id whose cumulative probability exceeds u.
 
     A row costs one random number, not V. Sums are float64: a token of probability 0
-    is then never the first to exceed anything.
+    is then never the first to exceed anything. (On CUDA such sums may differ in their
+    last bits from run to run, and a rare draw with them.)
 
     Shapes: probs (B, V), uniforms (B,) in [0, 1) -> (B,) int64.
     """

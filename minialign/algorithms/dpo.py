@@ -1,20 +1,30 @@
 """DPO: learn from which of two answers was better, with no reward in the loss.
 
-Of all policies, E[r] − β KL(π ‖ reference) is largest for π*(y|x) ∝ reference(y|x)
-e^(r/β). Read backwards, every π is the best one for *some* reward: r̂ = β log(π(y|x) /
-reference(y|x)), up to a number that depends on x alone and cancels between two answers
-to one question. So r̂ can be fitted to preferences directly, y_w preferred to y_l:
-L = −log σ(β h), with h = log π(y_w)/reference(y_w) − log π(y_l)/reference(y_l).
+Of all policies, E[r] − β KL(π ‖ reference) is largest for
 
-A small β is a *long* leash: the same loss then takes a larger h. Source: Rafailov et
-al. 2023, arXiv 2305.18290, equations 4 to 7. What changes from RLOO: only which answer
-was better counts, and the reference sits in the loss. Yet at π = reference (h = 0) the
-gradient is RLOO's for 2 answers, rewards β apart; then pairs told apart pull ever less.
+    π*(y|x) ∝ reference(y|x) e^(r/β).
 
-Details: in the paper's outline pairs are drawn once (`rounds` 1), by the policy that
-stays the reference. In later rounds we draw from the policy as it is by then, which
-becomes the reference: nothing ties it to the start (`reset_reference` False does). Log
-π sums over tokens with EOS: the mean is another loss and β. Lesson: lessons/30_dpo.py
+Read backwards, every π is the best policy for *some* reward, which is
+β log(π(y|x) / reference(y|x)) up to a number that depends on x alone. That number
+cancels between two answers to one question. So the reward that a policy implies can be
+fitted to preferences directly, y_w preferred to y_l:
+
+    L = −log σ(β h),    h = log π(y_w)/reference(y_w) − log π(y_l)/reference(y_l).
+
+Source: Rafailov et al. 2023, arXiv 2305.18290, equations 4 to 7.
+
+What changes from RLOO: only which answer was better counts, and the reference is part
+of the loss. Yet where the policy is the reference (h = 0), the gradient is that of RLOO
+with 2 answers whose rewards are β apart. From there on, pairs that are told apart pull
+ever less. A small β lets the policy go far: the same loss then takes a larger h.
+
+Details: in the paper pairs are drawn once (`rounds` 1), by the policy that stays the
+reference. In later rounds we draw from the policy as it is by then, and that policy
+becomes the reference: nothing ties it to the start any more, unless `reset_reference`
+is False. log π is a sum over tokens, the answer's end included; its mean would be
+another loss, with another β.
+
+Lesson: lessons/30_dpo.py
 """
 
 from collections.abc import Callable, Iterator, Sequence

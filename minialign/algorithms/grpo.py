@@ -1,18 +1,28 @@
 """GRPO: an answer is worth what it earns beside other answers to its own problem.
 
-Objective: K answers y_i of π_old to each problem, advantages A_i within the group, and
-J(π) = Σ_i Σ_t w_it [min(ρ_it A_i, clip(ρ_it, 1 − ε, 1 + ε) A_i) − β KL_it],
-with ρ_it = π(y_it) / π_old(y_it) given all before, and w_it = 1 / (B |y_i|) or another.
+Objective: π_old draws K answers y_i to each problem, whose advantages A_i compare them
+within their group. Then a few steps ascend
 
-Source: Shao et al. 2024, arXiv 2402.03300, equations 3 and 4; Dr. GRPO: Liu et al.
-2025, arXiv 2503.20783; `per_token` and a wider upper clip: DAPO, arXiv 2503.14476.
-What changes from RLOO: an answer is part of its own baseline, advantages are divided
-by the group's std and tokens by their answer's length, and a batch may serve several
-steps: ρ corrects for the policy's moving on, and the clip lets go of a token whose ρ
-left 1 ± ε as its advantage pushed. At ρ = 1, `centred_advantages` with `by_constant`
-expect the true gradient times (K − 1) / (K max_new_tokens); std and lengths turn it.
-The authors published no training code: std's divisor K − 1, the 1e-4 added to it and
-beta 0 (paper: 0.04) are TRL's, which reduces by `per_token` now, and we as the paper.
+    J(π) = Σ_i Σ_t w_it [ min(ρ_it A_i, clip(ρ_it, 1 − ε, 1 + ε) A_i) − β KL_it ],
+
+with ρ_it = π(y_it) / π_old(y_it), given all tokens before, and w_it = 1 / (B |y_i|) or
+another weight.
+
+Source: Shao et al. 2024, arXiv 2402.03300, equations 3 and 4. The variants: Dr. GRPO,
+Liu et al. 2025, arXiv 2503.20783; `per_token` and a wider upper clip, DAPO, arXiv
+2503.14476.
+
+What changes from RLOO: an answer is part of its own baseline. Advantages are divided by
+the standard deviation of their group, and tokens by the length of their answer. And a
+draw may serve several steps: ρ corrects for the policy's having moved on, and the clip
+lets go of a token whose ρ has left 1 ± ε in the direction that A asked for. At ρ = 1,
+`centred_advantages` with `by_constant` have the true gradient as their expectation,
+times (K − 1) / (K max_new_tokens). Dividing by deviations and lengths turns it.
+
+Details: the authors published no training code. The divisor K − 1 of the deviation, the
+1e-4 that is added to it, and a β of 0 (paper: 0.04) are TRL's. TRL reduces by
+`per_token` now, and we as the paper does.
+
 Lesson: lessons/14_grpo.py
 """
 

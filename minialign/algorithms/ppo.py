@@ -1,16 +1,28 @@
 """PPO: several careful steps on the same answers, judged token by token by a critic.
 
-Objective: J(π) = E_x E_{y ~ π(·|x)} [ r(x, y) ] − β KL(π ‖ reference), approached from
-the π_old that drew the answers by ascending E[ min( ρ A, clip(ρ, 1 ± ε) A ) ] with
-ρ = π / π_old per token. The *critic* guesses before each token what the answer will
-earn; the advantage A compares what came after with that guess. The *clip* lets go of a
-token whose ρ left 1 ± ε as A wished: so answers can be used more than once.
+Objective: J(π) = E_x E_{y ~ π(·|x)} [ r(x, y) ] − β KL(π ‖ reference), approached in
+rounds. π_old draws answers; then a few steps ascend
 
-Source: Schulman et al. 2017, arXiv 1707.06347, equation 7. What changes from REINFORCE:
-a baseline for every token, and several steps a draw. With one step, V = β = 0,
-γ = λ = 1 and no whitening it is REINFORCE, exactly. Whitening and value clip are in no
-equation: they follow "The N+ Implementation Details of RLHF with PPO" (N-details: arXiv
-2403.17031), token means there, sequence sum / B here. Lesson: lessons/15_ppo.py
+    E[ min( ρ A, clip(ρ, 1 − ε, 1 + ε) A ) ],    ρ = π / π_old of each token.
+
+A *critic* guesses, before each token, what the answer will earn. The *advantage* A of a
+token compares what came after it with that guess. The *clip* is what makes more than
+one step on the same answers safe: a token whose ratio ρ has moved out of 1 ± ε in the
+direction that A asked for has no slope any more, and is left where it is.
+
+Source: Schulman et al. 2017, arXiv 1707.06347, equation 7.
+
+What changes from REINFORCE: every token has a baseline of its own, and a draw serves
+several steps. With one step a draw, values of 0, β = 0, γ = λ = 1 and no whitening it
+is REINFORCE without a baseline, exactly.
+
+Details: whitening and the clip of values are in no equation. They follow "The N+
+Implementation Details of RLHF with PPO" (*N-details* below: arXiv 2403.17031). We
+differ from it in three things. It takes token means, we sum over an answer and divide
+by the number of answers. Its Adam has an epsilon of 1e-5, ours torch's 1e-8. Its
+answers that do not end earn -1, ours `truncated_reward`.
+
+Lesson: lessons/15_ppo.py
 """
 
 import copy

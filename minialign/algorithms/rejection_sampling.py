@@ -4,12 +4,15 @@ Objective, each round anew: maximise Σ log π(y | x) over the answers y that we
 among K drawn from π to each problem x. The reward decides what is kept, nothing else.
 
 Source: RAFT, arXiv 2304.06767, algorithm 1; Llama 2, arXiv 2307.09288, section 3.2.3.
+
 What changes from SFT: the demonstrations are the policy's own answers, and a reward
 picks them. Nothing pushes a wrong answer down, except that probabilities sum to 1.
 
-Details: RAFT draws colder than it trains, which sharpens by itself; we draw and score
-at one temperature. RAFT learns from the latest round alone; Llama 2 went back to all
-rounds when it saw skills forgotten. A problem that nobody solved is skipped: counted.
+Details: RAFT draws at a lower temperature than it trains at, which sharpens the policy
+by itself; we draw and score at one temperature. RAFT learns from the latest round
+alone; Llama 2 went back to all rounds when it saw skills forgotten. A problem that
+nobody solved is skipped, and counted.
+
 Lesson: lessons/10_rejection_sampling.py
 """
 

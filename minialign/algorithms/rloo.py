@@ -13,8 +13,9 @@ What changes from ReMax: each problem still has a baseline of its own, but no gr
 answer is spent on it: the answers that are trained on serve each other.
 
 Details: a mean with the answer itself in it gives (K − 1)/K of this gradient. K equal
-rewards give exactly 0: such a group is *dead*, paid for and without a lesson, and we
-count it. No ratio and no clip, as in the paper (TRL's trainer has both).
+rewards give exactly 0: such a group is *dead*, and we count it. With β = 0 it was paid
+for and teaches nothing; with β > 0 its answers still differ in what KL they cost. No
+ratio and no clip, as in the paper (TRL's trainer has both).
 
 Lesson: lessons/13_rloo.py
 """

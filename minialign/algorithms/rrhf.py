@@ -1,18 +1,29 @@
 """RRHF: rank the answers to each problem by their likelihood as their rewards do.
 
-Objective, for one problem x whose answers y_1 ... y_K earned r_1 ... r_K: L = L_rank +
-sft_weight · L_sft, with p_i = log π(y_i | x) / |y_i|, the *mean* over tokens,
-L_rank = Σ_{r_i < r_j} max(0, p_i − p_j): who earned more shall be likelier per token,
-L_sft = −log π(y_best | x): imitate the best.
+Objective, for one problem x whose answers y_1 ... y_K earned r_1 ... r_K:
 
-Source: Yuan et al. 2023, arXiv 2304.05302, equations 1 to 4. What changes from DPO:
-groups for pairs, means for sums, no reference, and a hinge for the logistic curve: a
-pair in the right order is left alone, however small its lead. With rewards of 0 and 1
-every pair is a right and a wrong answer. The authors' code (GanjinZero/RRHF, train.py)
-overwrites the labels that mark padding before counting them: every answer's length is
-the *padded* width; and its mean cross-entropy has zeros for prompt and padding in it.
-We follow the paper, with a token mean in L_sft. If nothing earned above 0 it imitates a
-wrong answer; we imitate none, and count it. Lesson: lessons/33_rrhf.py
+    L = L_rank + sft_weight · L_sft
+    L_rank = Σ_{r_i < r_j} max(0, p_i − p_j),    p_i = log π(y_i | x) / |y_i|
+    L_sft = −log π(y_best | x)
+
+Who earned more shall be likelier per token, and the best answer is imitated.
+
+Source: Yuan et al. 2023, arXiv 2304.05302, equations 1 to 4.
+
+What changes from DPO: groups of answers instead of pairs, means over tokens instead of
+sums, no reference, and a hinge instead of the logistic curve: a pair in the right order
+is left alone, however small its lead. With rewards of 0 and 1 every pair is a right and
+a wrong answer.
+
+Details: the paper ranks answers of several sources that were drawn once; we draw from
+the policy, anew in each round (`given` takes answers from elsewhere). The authors' code
+(GanjinZero/RRHF, train.py) overwrites the labels that mark padding before it counts
+them, so that every answer's length is the *padded* width, and its mean cross-entropy
+has zeros for prompt and padding in it. We follow the paper, but for a mean over tokens
+in L_sft. If nothing earned more than 0, the code imitates a wrong answer; we imitate
+none, and count the problem as unanswered.
+
+Lesson: lessons/33_rrhf.py
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -66,7 +77,8 @@ class RRHFConfig:
     truncated_reward: float = 0.0  # what an answer that was cut earns
     threshold: float = 0.0  # an answer that earned no more is not imitated
     temperature: float = 1.0  # of sampling and of scoring: one number
-    sft_weight: float = 100.0  # of imitating the best answer; 1: the paper's
+    sft_weight: float = 100.0  # of L_sft, nats per token. The authors' code has 1; the
+    #  paper's sum over tokens is the same as some 28 here, the tokens of a best answer
     margin: float = 0.0  # by how much the better one must lead; 0: the paper's
     lr: float = 8e-4  # AdamW's peak
     warmup: int = 5  # updates of linear warm-up; then linear decay to 0 over the run
