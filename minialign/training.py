@@ -7,7 +7,7 @@ the loops have in common stands here.
     rescore_both          what policy and reference give to every token of the answers
     sampled_kl            from these, each answer's estimate of the KL to the reference
     deal                  the answers of one draw, dealt to several optimiser steps
-    Learner               AdamW with its schedule, its clip, its state
+    Learner               AdamW with its schedule, its guard, its state
     Sums                  metrics, added up on the device and read once
 
 The shape of a loop::
@@ -160,12 +160,18 @@ def deal(
 
 
 class Learner:
-    """AdamW over one or more models: steps, schedule, clip and state.
+    """AdamW over one or more models: steps, schedule, guard and state.
 
     `steps` is the length of the run in updates. Models come by name, each with the peak
     of its learning rate: `policy=(policy, config.lr)`. All follow one schedule: a
     linear rise over `config.warmup` updates, then a line that would meet 0 after the
     last.
+
+    `config.max_grad_norm` is a guard against outliers and no part of a method: a
+    model's gradient that is longer is scaled down to it. Defaults are four times
+    the median length in the method's headline run (seed 100), rounded, so that few
+    steps meet it; `report` says how many did. (A limit below the usual length would
+    act on every step, and be another optimiser.)
 
     `generator` samples answers, and nothing else. Whatever else is left to chance, such
     as the order in which answers are learnt from, asks `data_order`, a generator that

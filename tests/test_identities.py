@@ -408,6 +408,7 @@ COMMON = {
     "max_new_tokens": 3,
     "lr": 1e-2,
     "warmup": 2,
+    "max_grad_norm": 100.0,
     "micro_batch": 5,
 }
 PLAIN = ppo.PPOConfig(

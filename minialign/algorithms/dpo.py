@@ -78,7 +78,7 @@ class DPOConfig:
     reset_reference: bool = True  # every round; False: always the `reference` given
     lr: float = 2e-4  # AdamW's peak; paper: 1e-6, its code 5e-7, RMSprop
     warmup: int = 5  # updates of linear warm-up; then linear decay to 0 over the run
-    max_grad_norm: float = 1.0  # gradients longer than this are scaled down
+    max_grad_norm: float = 13.0  # a guard: 4 x the usual (see `Learner`)
     micro_batch: int = 32  # pairs per backward pass: bounds memory, not the result
     chunk: int = 128  # problems drawn at a time: bounds memory, and changes the draws
 

@@ -95,7 +95,7 @@ class PPOConfig:
     lr: float = 4e-4  # AdamW's peak, policy [3e-6, for 1 billion weights]
     critic_lr: float = 1e-3  # AdamW's peak, critic [the policy's]
     warmup: int = 5  # updates of linear warm-up; then linear decay to 0
-    max_grad_norm: float = 1.0  # longer gradients are scaled: policy and critic apart
+    max_grad_norm: float = 25.0  # a guard, each model apart: 4 x the usual (`Learner`)
     micro_batch: int = 32  # answers per backward pass: bounds memory, not the result
 
 

@@ -40,8 +40,10 @@ from minialign.sampling import Example, collate
 
 @dataclass(frozen=True)
 class SFTConfig:
-    """Defaults: the course's base. Optimiser, lr, batch, cooldown: lesson 01's trials;
-    weight decay and clipping as in GPT-3 (arXiv 2005.14165, appendix B)."""
+    """Defaults: the course's base. Optimiser, lr, batch and cooldown: lesson 01's
+    trials; weight decay and the limit of gradients as GPT-3 has them (arXiv
+    2005.14165, appendix B).
+    """
 
     updates: int = 5000  # optimiser steps
     batch_size: int = 32  # examples per update
@@ -159,9 +161,16 @@ def train(
     `examples` may be computed on demand: only `len` and `[i]` are used. A `state` dict
     is complete at every yield and continues a run when handed in again.
 
-    Metrics: update, loss (nats per live token of this batch), lr (share of the peak),
-    grad_norm (before clipping), tokens (real ones, prompts included), live_tokens,
-    padding (share of the batch's slots).
+    Metrics:
+
+        update            updates so far
+        loss              nats per live token of this batch
+        lr                share of the peak
+        grad_norm         before it is scaled down to max_grad_norm
+        steps             optimiser steps: 1
+        tokens_trained    live tokens
+        tokens            real ones, prompts included
+        padding           share of the batch's slots
 
     Raises: as `check_settings`; ValueError for no examples, one that does not fit the
     context, or a loss that is not finite (before the step that would spread it).
