@@ -178,7 +178,7 @@ class Entry:
         return checks + list(self.owes)
 
     def of_its_kind(self) -> list[Property]:
-        """C-1 to C-12, as far as they are for it."""
+        """What every function with such arguments owes, if it is for this one."""
 
         def on_cases(check, **more):
             return partial(check, cases=self.cases, **more)
@@ -205,7 +205,7 @@ class Entry:
         return checks
 
     def of_its_options(self) -> list[Property]:
-        """C-8, C-10: what moves in some setting, and what each option does."""
+        """What moves in some setting, and what each option does."""
 
         def on_call(check, **more):
             return partial(check, case=self.call, **more)

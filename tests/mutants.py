@@ -104,20 +104,20 @@ def token_logprobs_without_shift(model, tokens, mask, temperature=1.0):
 
 @imitates(token_logprobs, "sums_to_one scores_one_by_one")
 def token_logprobs_of_the_input(model, tokens, mask, temperature=1.0):
-    """T4: gathers the token that was read, not the one that was chosen."""
+    """Gathers the token that was read, not the one that was chosen."""
     return _score(model, tokens, mask, temperature, slice(0, -1), slice(0, -1))
 
 
 @imitates(token_logprobs, "sums_to_one scores_one_by_one")
 def token_logprobs_one_early(model, tokens, mask, temperature=1.0):
-    """T1: starts at the prompt's last token and misses the response's last."""
+    """Starts at the prompt's last token and misses the response's last."""
     early = torch.cat((mask[:, 1:], torch.zeros_like(mask[:, :1])), dim=1)
     return _score(model, tokens, early, temperature, slice(0, -1), slice(1, None))
 
 
 @imitates(token_logprobs, "sums_to_one scores_one_by_one")
 def token_logprobs_without_eos(model, tokens, mask, temperature=1.0):
-    """T22: leaves out the last live token: nobody learns to stop."""
+    """Leaves out the last live token: nobody learns to stop."""
     later = mask.flip(1).cumsum(1).flip(1)  # live tokens from here on
     return _score(
         model, tokens, mask & (later > 1), temperature, slice(0, -1), slice(1, None)
@@ -133,7 +133,7 @@ def token_logprobs_without_mask(model, tokens, mask, temperature=1.0):
 
 @imitates(token_logprobs, "scores_at_temperature")
 def token_logprobs_without_temperature(model, tokens, mask, temperature=1.0):
-    """T30: samples at one temperature, scores at another."""
+    """Samples at one temperature, scores at another."""
     return _score(model, tokens, mask, 1.0, slice(0, -1), slice(1, None))
 
 
@@ -146,7 +146,7 @@ def logprobs_from_logits_by_two_steps(logits, targets, temperature=1.0):
 
 @imitates(logprobs_from_logits, "half_is_lifted_first")
 def logprobs_from_logits_cooled_in_half(logits, targets, temperature=1.0):
-    """T32: lifts to float32 only after the temperature has divided in bfloat16."""
+    """Lifts to float32 only after the temperature has divided in bfloat16."""
     return logprobs_from_logits(logits / temperature, targets)
 
 
@@ -159,38 +159,38 @@ def logprobs_from_logits_cooled_in_half(logits, targets, temperature=1.0):
     "where_reductions_part",
 )
 def token_mean_of_product(x, mask, count=None):
-    """T14: divides by all slots, dead ones too."""
+    """Divides by all slots, dead ones too."""
     return torch.where(mask, x, 0.0).mean()
 
 
 @imitates(token_mean, "mask_is_inert")
 def token_mean_by_multiplication(x, mask, count=None):
-    """T18: nan * 0 is nan."""
+    """nan * 0 is nan."""
     return (x * mask).sum() / (mask.sum() if count is None else count)
 
 
 @imitates(token_mean, "microbatches options_matter")
 def token_mean_of_this_part(x, mask, count=None):
-    """T56: forgets the global normaliser: a mean of means of micro-batches."""
+    """Forgets the global normaliser: a mean of means of micro-batches."""
     return torch.where(mask, x, 0.0).sum() / mask.sum()
 
 
 @imitates(token_mean, "microbatches options_matter by_loops where_reductions_part")
 def token_mean_of_row_means(x, mask, count=None):
-    """T55: the sequence mean under the wrong name."""
+    """The sequence mean under the wrong name."""
     means = torch.where(mask, x, 0.0).sum(1) / mask.sum(1).clamp(min=1)
     return means.sum() / mask.any(1).sum()
 
 
 @imitates(sequence_mean, "by_loops microbatches mean_of_a_constant")
 def sequence_mean_over_dead_rows(x, mask, count=None):
-    """T16: rows without a live token count in the denominator, as zeros."""
+    """Rows without a live token count in the denominator, as zeros."""
     return sequence_mean(x, mask, len(mask) if count is None else count)
 
 
 @imitates(sequence_sum, "microbatches by_loops sum_of_a_constant")
 def sequence_sum_over_dead_rows(x, mask, count=None):
-    """T16: rows without a live token still count in the denominator."""
+    """Rows without a live token still count in the denominator."""
     return sequence_sum(x, mask, len(mask) if count is None else count)
 
 
@@ -202,7 +202,7 @@ def masked_sum_in_place(x, mask):
 
 @imitates(masked_sum, "shapes_refused")
 def masked_sum_that_broadcasts(x, mask):
-    """T20: looks at the mask, but takes (B, 1) for (B, S)."""
+    """Looks at the mask, but takes (B, 1) for (B, S)."""
     check_mask(mask)
     return torch.where(mask, x, 0.0).sum(1)
 
@@ -219,7 +219,7 @@ def masked_sum_in_half(x, mask):
 
 @imitates(kl_k1, "one_token expects_kl")
 def kl_k1_swapped(logprobs, ref_logprobs, mask):
-    """T43: KL(reference || policy): as a penalty it rewards drifting away."""
+    """KL(reference || policy): as a penalty it rewards drifting away."""
     return torch.where(mask, ref_logprobs.detach() - logprobs, 0.0)
 
 
@@ -251,7 +251,7 @@ def kl_k3_without_minus_1(logprobs, ref_logprobs, mask):
 
 @imitates(kl_k3, "mask_is_inert")
 def kl_k3_masked_after(logprobs, ref_logprobs, mask):
-    """T18: the right value, and a gradient of nan."""
+    """The right value, and a gradient of nan."""
     d = ref_logprobs.detach() - logprobs
     return torch.where(mask, torch.expm1(d) - d, 0.0)
 
@@ -265,7 +265,7 @@ def kl_k3_rounded(logprobs, ref_logprobs, mask):
 
 @imitates(kl_ratio_k3, "on_policy")
 def kl_ratio_k3_detached(logprobs, old_logprobs, ref_logprobs, mask):
-    """T46: "the ratio is 1, so its gradient cannot matter"."""
+    """The ratio is 1, so its gradient cannot matter."""
     d = torch.where(mask, ref_logprobs.detach() - logprobs, 0.0)
     ratio = torch.where(mask, logprobs - old_logprobs, 0.0).exp().detach()
     return ratio * (torch.expm1(d) - d)
@@ -318,13 +318,13 @@ def exact_kl_by_two_steps(logits, ref_logits):
 
 @imitates(probability_ratio, "ratio_slot_by_slot")
 def probability_ratio_always_1(logprobs, old_logprobs, mask):
-    """T34: the old log-probs come from the same forward: nothing is ever clipped."""
+    """The old log-probs come from the same forward: nothing is ever clipped."""
     return probability_ratio(logprobs, logprobs, mask)
 
 
 @imitates(probability_ratio, "ratio_is_bounded")
 def probability_ratio_without_bound(logprobs, old_logprobs, mask):
-    """T19: inf, and inf times an advantage of 0 is nan."""
+    """inf, and inf times an advantage of 0 is nan."""
     return torch.where(mask, logprobs - old_logprobs.detach(), 0.0).exp()
 
 
@@ -333,7 +333,7 @@ def probability_ratio_without_bound(logprobs, old_logprobs, mask):
 
 @imitates(GPT.forward, "cached_columns")
 def forward_at_position_0(model, tokens, cache=None, padding=None):
-    """T25: every cached step believes that it stands in the first column."""
+    """Every cached step believes that it stands in the first column."""
     tables = model.cos, model.sin
     start = 0 if cache is None else cache.used
     model.cos, model.sin = (table.roll(start, 0) for table in tables)
@@ -344,13 +344,13 @@ def forward_at_position_0(model, tokens, cache=None, padding=None):
 
 @imitates(GPT.forward, "padding_is_unseen")
 def forward_seeing_the_padding(model, tokens, cache=None, padding=None):
-    """T24: left padding is read as if it were text."""
+    """Left padding is read as if it were text."""
     return GPT.forward(model, tokens, cache)
 
 
 @imitates(generate, "teacher_forcing")
 def generate_scored_without_temperature(model, prompts, **options):
-    """T30: samples at the temperature and records the log-probs of temperature 1."""
+    """Samples at the temperature and records the log-probs of temperature 1."""
     rollout = generate(model, prompts, **options)
     at_1 = token_logprobs(model, rollout.tokens, rollout.mask).detach()
     return replace(rollout, logprobs=at_1)
@@ -358,7 +358,7 @@ def generate_scored_without_temperature(model, prompts, **options):
 
 @imitates(generate, "rollout teacher_forcing")
 def generate_without_eos(model, prompts, *, eos_id, **options):
-    """T22: the sampled end is no choice of the policy's, so nobody learns to stop."""
+    """The sampled end is no choice of the policy's, so nobody learns to stop."""
     rollout = generate(model, prompts, eos_id=eos_id, **options)
     ends = rollout.tokens[:, 1:] == eos_id
     return replace(rollout, mask=rollout.mask & ~ends)
@@ -366,21 +366,21 @@ def generate_without_eos(model, prompts, *, eos_id, **options):
 
 @imitates(generate, "rollout control_tokens_are_told_by_place teacher_forcing")
 def generate_masked_by_id(model, prompts, *, pad_id, **options):
-    """T22: whatever looks like padding is padding, sampled or not."""
+    """Whatever looks like padding is padding, sampled or not."""
     rollout = generate(model, prompts, pad_id=pad_id, **options)
     return replace(rollout, mask=rollout.mask & (rollout.tokens[:, 1:] != pad_id))
 
 
 @imitates(generate, "model_left_alone")
 def generate_leaving_eval_mode(model, prompts, **options):
-    """T36: what is trained next is trained in eval mode."""
+    """What is trained next is trained in eval mode."""
     model.eval()
     return generate(model, prompts, **options)
 
 
 @imitates(generate, "model_left_alone")
 def generate_rolling_torch_s_dice(model, prompts, **options):
-    """T39: draws from the global generator too, and moves what others draw from it."""
+    """Draws from the global generator too, and moves what others draw from it."""
     torch.rand(())
     return generate(model, prompts, **options)
 
@@ -402,14 +402,14 @@ def generate_alike_in_every_chunk(model, prompts, **options):
 
 @imitates(collate, "eos_is_learnt_where_it_is_the_pad collated")
 def collate_with_pad_as_eos(examples, pad_id, learn_prompt=False):
-    """T22: every label that equals the pad is masked, the end of the answer too."""
+    """Every label that equals the pad is masked, the end of the answer too."""
     tokens, mask = collate(examples, pad_id, learn_prompt)
     return tokens, mask & (tokens[:, 1:] != pad_id)
 
 
 @imitates(collate, "eos_is_learnt_where_it_is_the_pad collated")
 def collate_learning_the_padding(examples, pad_id, learn_prompt=False):
-    """T12: labels are a copy of the inputs, padding and all."""
+    """Labels are a copy of the inputs, padding and all."""
     tokens, mask = collate(examples, pad_id, learn_prompt)
     return tokens, mask.cumsum(1) > 0
 
@@ -452,7 +452,7 @@ def best_of_n_with_the_last_of_equals(scores, values, n):
 
 @imitates(measured_kl, "expected_kl")
 def measured_kl_at_temperature_1(model, reference, rollout, rows=128):
-    """T41: the KL that is reported is not the one that is trained."""
+    """The KL that is reported is not the one that is trained."""
     return measured_kl(model, reference, replace(rollout, temperature=1.0), rows)
 
 
@@ -464,13 +464,13 @@ def measured_kl_at_temperature_1(model, reference, rollout, rows=128):
     "mask_is_inert microbatches mean_of_a_constant every_token_counts_alike",
 )
 def sft_loss_over_padding(logprobs, mask, count=None):
-    """T13: prompt and padding are in the mean, as zeros."""
+    """Prompt and padding are in the mean, as zeros."""
     return sft.sft_loss(logprobs, mask, mask.numel() if count is None else count)
 
 
 @imitates(sft.sft_loss, "microbatches options_matter")
 def sft_loss_of_this_part(logprobs, mask, count=None):
-    """T56: each micro-batch divides by its own tokens."""
+    """Each micro-batch divides by its own tokens."""
     return sft.sft_loss(logprobs, mask)
 
 
@@ -485,14 +485,14 @@ def sft_loss_summed(logprobs, mask, count=None):
 
 @imitates(sft.sft_loss, "every_token_counts_alike microbatches")
 def sft_loss_by_answers(logprobs, mask, count=None):
-    """T55: the mean of each answer's mean: what is said in short counts for more."""
+    """The mean of each answer's mean: what is said in short counts for more."""
     sft.sft_loss(logprobs, mask, count)
     return -sequence_mean(logprobs, mask, count)
 
 
 @imitates(sft.batches, "orders")
 def batches_in_one_order(examples, config, pad_id, start=0):
-    """T65: every epoch has the first one's order."""
+    """Every epoch has the first one's order."""
     per_epoch = ceil(len(examples) / config.batch_size)
     end = per_epoch * ceil(config.updates / per_epoch)
     first = sft.batches(examples, replace(config, updates=per_epoch), pad_id)
@@ -509,7 +509,7 @@ def batches_without_the_rest(examples, config, pad_id, start=0):
 
 @imitates(sft.batches, "windows_are_token_means")
 def batches_with_counts_of_their_own(examples, config, pad_id, start=0):
-    """T56: each batch is divided by its own tokens: short answers count for more."""
+    """Each batch is divided by its own tokens: short answers count for more."""
     for tokens, mask, _ in sft.batches(examples, config, pad_id, start):
         yield tokens, mask, int(mask.sum())
 
@@ -522,7 +522,7 @@ def batches_by_lot(examples, config, pad_id, start=0):
 
 @imitates(sft.batches, "resumed_batches")
 def batches_from_the_start_of_the_epoch(examples, config, pad_id, start=0):
-    """T64: a run that goes on begins its epoch anew, and sees some examples twice."""
+    """A run that goes on begins its epoch anew, and sees some examples twice."""
     per_epoch = ceil(len(examples) / config.batch_size)
     return sft.batches(examples, config, pad_id, start // per_epoch * per_epoch)
 
@@ -537,7 +537,7 @@ def batches_after_a_look(examples, config, pad_id, start=0):
 
 @imitates(sft.train, "resumed_training")
 def sft_train_forgetting_the_moments(model, examples, config, *, pad_id, state=None):
-    """T64: the optimiser begins anew where the run goes on."""
+    """The optimiser begins anew where the run goes on."""
     if state:
         state["optimizers"] = [{**old, "state": {}} for old in state["optimizers"]]
     return sft.train(model, examples, config, pad_id=pad_id, state=state)
@@ -560,14 +560,14 @@ def moving_average_beginning_with_the_mean(rewards, memory):
 
 @imitates(reinforce.reinforce_loss, "unbiased")
 def reinforce_loss_per_token(logprobs, advantages, mask, count=None):
-    """T55: divides each answer by its own length: a policy is paid to be brief."""
+    """Divides each answer by its own length: a policy is paid to be brief."""
     lengths = mask.sum(1).clamp(min=1)
     return reinforce.reinforce_loss(logprobs, advantages / lengths, mask, count)
 
 
 @imitates(reinforce.reinforce_loss, "mask_is_inert")
 def reinforce_loss_by_multiplication(logprobs, advantages, mask, count=None):
-    """T18: nan * 0 is nan."""
+    """nan * 0 is nan."""
     reinforce.reinforce_loss(logprobs, advantages, mask, count)
     weighted = logprobs * advantages.detach()[:, None] * mask
     return -weighted.sum() / normaliser(count, int(mask.any(1).sum()))
@@ -583,7 +583,7 @@ def reinforce_loss_of_likely_tokens(logprobs, advantages, mask, count=None):
 
 @imitates(reinforce.reinforce_loss, "mask_is_inert microbatches unbiased")
 def reinforce_loss_of_a_column(logprobs, advantages, mask, count=None):
-    """T20: (B, 1) log-probs times (B,) advantages: all get the credit of all."""
+    """(B, 1) log-probs times (B,) advantages: all get the credit of all."""
     reinforce.reinforce_loss(logprobs, advantages, mask, count)
     every = masked_sum(logprobs, mask)[:, None] * advantages.detach()  # (B, B)
     return -every.mean(1).sum() / normaliser(count, int(mask.any(1).sum()))
@@ -591,20 +591,20 @@ def reinforce_loss_of_a_column(logprobs, advantages, mask, count=None):
 
 @imitates(reinforce.reinforce_loss, "no_gradient_to")
 def reinforce_loss_into_the_advantages(logprobs, advantages, mask, count=None):
-    """T48: whoever made the advantages is trained along."""
+    """Whoever made the advantages is trained along."""
     reinforce.reinforce_loss(logprobs, advantages, mask, count)
     return -sequence_sum(logprobs * advantages[:, None], mask, count)
 
 
 @imitates(reinforce.shape_rewards, "kl_in_the_reward")
 def shape_rewards_for_drifting(rewards, logprobs, ref_logprobs, mask, beta):
-    """T43: pays for KL where it should charge."""
+    """Pays for KL where it should charge."""
     return reinforce.shape_rewards(rewards, ref_logprobs, logprobs, mask, beta)
 
 
 @imitates(reinforce.shape_rewards, "options_matter kl_in_the_reward")
 def shape_rewards_for_free(rewards, logprobs, ref_logprobs, mask, beta):
-    """T58: takes the price of KL and does not charge it."""
+    """Takes the price of KL and does not charge it."""
     return reinforce.shape_rewards(rewards, logprobs, ref_logprobs, mask, 0.0 * beta)
 
 
@@ -618,7 +618,7 @@ def shape_rewards_not_looking_at_no_price(rewards, logprobs, ref_logprobs, mask,
 
 @imitates(reinforce.train, "priced_kl")
 def reinforce_train_with_a_warmer_reference(*args, **options):
-    """T30: the reference is scored at temperature 1, whatever the policy's is."""
+    """The reference is scored at temperature 1, whatever the policy's is."""
     right = reinforce.rescore_both
 
     def warmer(policy, reference, rollout, micro_batch):
@@ -663,7 +663,7 @@ def code_weights_by_length(advantages, k1, mask, beta):
 
 @imitates(remax.remax_loss, "mask_is_inert")
 def remax_loss_masked_late(logprobs, weights, mask, count=None):
-    """T18: the right value, and 0 x inf is nan in its gradient."""
+    """The right value, and 0 x inf is nan in its gradient."""
     remax.remax_loss(logprobs, weights, mask, count)
     weighted = torch.where(mask, logprobs * weights.detach(), 0.0)
     return -weighted.sum() / normaliser(count, int(mask.any(1).sum()))
@@ -671,7 +671,7 @@ def remax_loss_masked_late(logprobs, weights, mask, count=None):
 
 @imitates(remax.remax_loss, "microbatches options_matter unbiased_by_token")
 def remax_loss_of_this_part(logprobs, weights, mask, count=None):
-    """T56: a token mean, and each micro-batch divides by its own tokens."""
+    """A token mean, and each micro-batch divides by its own tokens."""
     remax.remax_loss(logprobs, weights, mask, count)
     return remax.remax_loss(logprobs, weights, mask, int(mask.sum()))
 
@@ -715,7 +715,7 @@ def leave_one_out_of_the_best(rewards):
 
 @imitates(rloo.leave_one_out, "leave_one_out unbiased_in_groups")
 def leave_one_out_over_the_others_spread(rewards):
-    """T51: divides by the others' std, which is 0 where they tie."""
+    """Divides by the others' std, which is 0 where they tie."""
     advantages = rloo.leave_one_out(rewards)
     spread = _of_others(rewards, lambda others: others.std(1, correction=0))
     return advantages / (spread + 1e-6)
@@ -732,7 +732,7 @@ def _of_others(rewards, statistic):
 
 @imitates(rloo.leave_one_out, "permutation leave_one_out")
 def leave_one_out_of_the_batch(rewards):
-    """T50: one group of all answers to all problems."""
+    """One group of all answers to all problems."""
     return rloo.leave_one_out(rewards.reshape(1, -1)).view_as(rewards)
 
 
@@ -759,14 +759,14 @@ def leave_one_out_in_place(rewards):
 
 @imitates(rloo.shape_rewards, "kl_in_the_reward")
 def shape_rewards_per_token(rewards, logprobs, ref_logprobs, mask, beta):
-    """T45: the mean k1 of an answer for their sum: who says more drifts for less."""
+    """The mean k1 of an answer for their sum: who says more drifts for less."""
     shaped = rloo.shape_rewards(rewards, logprobs, ref_logprobs, mask, beta)
     return rewards.detach() + (shaped - rewards.detach()) / mask.sum(1)
 
 
 @imitates(rloo.rloo_loss, "unbiased microbatches")
 def rloo_loss_of_the_token_mean(logprobs, advantages, mask, count=None):
-    """T55: other codes' divisor: it depends on how long the answers turned out."""
+    """Other codes' divisor: it depends on how long the answers turned out."""
     loss = rloo.rloo_loss(logprobs, advantages, mask, count)
     return loss * mask.any(1).sum() / mask.sum()
 
@@ -805,37 +805,37 @@ def group_advantages_of_noise(rewards, epsilon=1e-4):
     "std_weighs_the_problem",
 )
 def group_advantages_of_the_batch(rewards, epsilon=1e-4):
-    """T50: one group of all answers to all problems."""
+    """One group of all answers to all problems."""
     return grpo.group_advantages(rewards.view(1, -1), epsilon).view_as(rewards)
 
 
 @imitates(grpo.group_advantages, "epsilon_law options_matter std_weighs_the_problem")
 def group_advantages_without_epsilon(rewards, epsilon=1e-4):
-    """T58: takes the option and leaves it."""
+    """Takes the option and leaves it."""
     return grpo.group_advantages(rewards, 0.0 * epsilon)
 
 
 @imitates(grpo.per_sequence, "mask_is_inert weights")
 def per_sequence_of_the_padded_width(mask, max_new_tokens):
-    """T11: divides by the columns there are."""
+    """Divides by the columns there are."""
     return mask.double() / mask.shape[1] / mask.any(1).sum()
 
 
 @imitates(grpo.by_constant, "weights mask_is_inert options_matter constant_divisor")
 def by_constant_of_the_padded_width(mask, max_new_tokens):
-    """T11: divides by the columns there are, which the longest answer decides."""
+    """Divides by the columns there are, which the longest answer decides."""
     return grpo.by_constant(mask, mask.shape[1])
 
 
 @imitates(grpo.by_constant, "constant_divisor weights options_matter")
 def by_constant_for_all_tokens(mask, max_new_tokens):
-    """T55: the token mean under the wrong name: the answers' own divisor."""
+    """The token mean under the wrong name: the answers' own divisor."""
     return grpo.per_token(mask, max_new_tokens)
 
 
 @imitates(grpo.per_token, "weights")
 def per_token_of_row_means(mask, max_new_tokens):
-    """T55: the sequence mean under the wrong name."""
+    """The sequence mean under the wrong name."""
     return grpo.per_sequence(mask, max_new_tokens)
 
 
@@ -867,7 +867,7 @@ def _clip(logprobs, old_logprobs, advantages, mask, eps_low, eps_high):
 def clipped_loss_unclipped(
     logprobs, old_logprobs, advantages, mask, eps_low=0.2, eps_high=0.2
 ):
-    """T58: takes the options and leaves them: the ratio alone."""
+    """Takes the options and leaves them: the ratio alone."""
     band = eps_low, eps_high
     ratio, _, A = _clip(logprobs, old_logprobs, advantages, mask, *band)
     return -ratio * A
@@ -903,7 +903,7 @@ def clipped_loss_of_the_smaller_ratio(
 def clipped_loss_per_token(
     logprobs, old_logprobs, advantages, mask, eps_low=0.2, eps_high=0.2
 ):
-    """T55: divides by the answer's length, which is for the weights to do."""
+    """Divides by the answer's length, which is for the weights to do."""
     band = eps_low, eps_high
     right = grpo.clipped_loss(logprobs, old_logprobs, advantages, mask, *band)
     return right / mask.sum(1, keepdim=True).clamp(min=1)
@@ -1013,7 +1013,7 @@ def score_tokens_by_two_steps(policy, critic, tokens, mask, temperature):
 
 @imitates(ppo.shape_token_rewards, "mask_is_inert token_rewards_by_hand")
 def shape_token_rewards_on_the_last_slot(rewards, logprobs, ref_logprobs, mask, beta):
-    """T6, T7: the score stands on the padding, where the mask deletes it."""
+    """The score stands on the padding, where the mask deletes it."""
     nothing = torch.zeros_like(rewards)
     paid = ppo.shape_token_rewards(nothing, logprobs, ref_logprobs, mask, beta)
     return torch.cat((paid[:, :-1], paid[:, -1:] + rewards.detach()[:, None]), 1)
@@ -1033,14 +1033,14 @@ def shape_token_rewards_on_the_first_token(rewards, logprobs, ref_logprobs, mask
     "kl_to_come token_rewards_by_hand token_rewards_add_up",
 )
 def shape_token_rewards_for_drifting(rewards, logprobs, ref_logprobs, mask, beta):
-    """T43: pays for KL where it should charge."""
+    """Pays for KL where it should charge."""
     ppo.shape_token_rewards(rewards, logprobs, ref_logprobs, mask, beta)
     return ppo.shape_token_rewards(rewards, ref_logprobs, logprobs, mask, beta)
 
 
 @imitates(ppo.gae, "mask_is_inert gae true_values_are_unbiased")
 def gae_through_padding(token_rewards, values, mask, gamma, lam):
-    """T9, T10: masked slots are steps too; their values reach live tokens."""
+    """Masked slots are steps too; their values reach live tokens."""
     ppo.gae(token_rewards, values, mask, gamma, lam)
     rewards, everywhere = torch.where(mask, token_rewards, 0.0), torch.ones_like(mask)
     advantages = ppo.gae(rewards, values, everywhere, gamma, lam)
@@ -1052,7 +1052,7 @@ def gae_through_padding(token_rewards, values, mask, gamma, lam):
     "gae what_is_known_beforehand lambda_1_is_unbiased true_values_are_unbiased",
 )
 def gae_bootstrapping_after_the_end(token_rewards, values, mask, gamma, lam):
-    """T59: an answer that is over goes on to be worth its last value."""
+    """An answer that is over goes on to be worth its last value."""
     last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
     more = torch.where(last, token_rewards + gamma * values, token_rewards)
     return ppo.gae(more, values, mask, gamma, lam)
@@ -1060,14 +1060,14 @@ def gae_bootstrapping_after_the_end(token_rewards, values, mask, gamma, lam):
 
 @imitates(ppo.gae, "permutation gae what_is_known_beforehand")
 def gae_into_the_next_answer(token_rewards, values, mask, gamma, lam):
-    """T59: nothing says where an answer is done: the next row's goes on from it."""
+    """Nothing says where an answer is done: the next row's goes on from it."""
     stream = (x.reshape(1, -1) for x in (token_rewards, values, mask))
     return ppo.gae(*stream, gamma, lam).view_as(mask)
 
 
 @imitates(ppo.gae, "gae")
 def gae_counting_masked_slots(token_rewards, values, mask, gamma, lam):
-    """T9: nothing is read off masked slots, but each costs one more γλ."""
+    """Nothing is read off masked slots, but each costs one more γλ."""
     ppo.gae(token_rewards, values, mask, gamma, lam)
     inner = (torch.where(mask, x, 0.0) for x in (token_rewards, values))
     advantages = ppo.gae(*inner, torch.ones_like(mask), gamma, lam)
@@ -1076,13 +1076,13 @@ def gae_counting_masked_slots(token_rewards, values, mask, gamma, lam):
 
 @imitates(ppo.gae, "gae options_matter what_is_known_beforehand")
 def gae_without_lambda(token_rewards, values, mask, gamma, lam):
-    """T58: takes λ and leaves it: as exact, and as noisy, as if it were 1."""
+    """Takes λ and leaves it: as exact, and as noisy, as if it were 1."""
     return ppo.gae(token_rewards, values, mask, gamma, 1.0)
 
 
 @imitates(ppo.gae, "gae options_matter what_is_known_beforehand")
 def gae_without_gamma(token_rewards, values, mask, gamma, lam):
-    """T58: takes γ and leaves it."""
+    """Takes γ and leaves it."""
     return ppo.gae(token_rewards, values, mask, 1.0, lam)
 
 
@@ -1098,7 +1098,7 @@ def gae_of_the_value_after(token_rewards, values, mask, gamma, lam):
 
 @imitates(ppo.gae, "no_gradient_to")
 def gae_into_the_critic(token_rewards, values, mask, gamma, lam):
-    """T48: the policy's loss moves the critic through the advantages."""
+    """The policy's loss moves the critic through the advantages."""
     advantages = ppo.gae(token_rewards, values, mask, gamma, lam)
     return advantages + torch.where(mask, values.detach() - values, 0.0)
 
@@ -1112,7 +1112,7 @@ def whiten_unmasked(x, mask):
 
 @imitates(ppo.whiten, "pure permutation mask_is_inert whitening one_of_its_kind")
 def whiten_by_the_sample_variance(x, mask):
-    """T52: divisor N - 1, which is 0 for one token."""
+    """Divisor N - 1, which is 0 for one token."""
     centred = x.detach()[mask] - x.detach()[mask].mean()
     variance = centred.square().sum() / (len(centred) - 1)
     scaled = centred / (variance + 1e-8).sqrt()
@@ -1144,7 +1144,7 @@ def policy_loss_without_the_minimum(
 def policy_loss_masked_late(
     logprobs, old_logprobs, advantages, mask, eps_low, eps_high, count=None
 ):
-    """T18: the right value, and a gradient of nan."""
+    """The right value, and a gradient of nan."""
     band = eps_low, eps_high
     ppo.policy_loss(logprobs, old_logprobs, advantages, mask, *band, count)
     ratio, A = (logprobs - old_logprobs.detach()).exp(), advantages.detach()
@@ -1217,7 +1217,7 @@ def value_loss_of_the_smaller(values, old_values, returns, mask, clip=None, coun
 def value_loss_around_the_return(
     values, old_values, returns, mask, clip=None, count=None
 ):
-    """T47: clips the error, not the step: what is far off does not learn."""
+    """Clips the error, not the step: what is far off does not learn."""
     limit = float("inf") if clip is None else clip
 
     def errors(v, old, R):
@@ -1230,7 +1230,7 @@ def value_loss_around_the_return(
 def value_loss_into_the_returns(
     values, old_values, returns, mask, clip=None, count=None
 ):
-    """T48: the target comes to meet the guess."""
+    """The target comes to meet the guess."""
     right = ppo.value_loss(values, old_values, returns, mask, clip, count)
     meet = ppo.value_loss(returns, old_values, values, mask, None, count)
     return right + meet - meet.detach()
@@ -1261,7 +1261,7 @@ def train_with_whitened_returns(*args, **options):
 
 @imitates(ppo.train, "micro_batches")
 def train_whitening_each_part(*args, **options):
-    """T53: the statistics of a micro-batch, not of all answers."""
+    """The statistics of a micro-batch, not of all answers."""
     right = ppo.policy_loss
 
     def late(logprobs, old_logprobs, advantages, mask, *more, **options):
@@ -1274,7 +1274,7 @@ def train_whitening_each_part(*args, **options):
 
 @imitates(ppo.train, "first_ratio")
 def train_with_old_logprobs_in_half(*args, **options):
-    """T32, T33: another engine's old log-probs: the first ratio is only nearly 1."""
+    """Another engine's old log-probs: the first ratio is only nearly 1."""
     right = ppo.score_tokens
 
     def engine(*scored):
@@ -1305,7 +1305,7 @@ FOUR = [f"{x}_logprobs" for x in ("chosen", "rejected", "ref_chosen", "ref_rejec
     "a_swap_adds_beta_h",
 )
 def dpo_loss_without_reference(**call):
-    """T40: another method: it has no place to come back to."""
+    """Another method: it has no place to come back to."""
     zeros = {name: torch.zeros_like(call[name]) for name in FOUR[2:]}
     return dpo.dpo_loss(**call | zeros)
 
@@ -1316,7 +1316,7 @@ def dpo_loss_without_reference(**call):
     "only_the_margin_counts a_swap_adds_beta_h",
 )
 def dpo_loss_of_the_swapped_pair(**call):
-    """T42: prefers the rejected answer; still log 2 at the reference."""
+    """Prefers the rejected answer; still log 2 at the reference."""
     chosen, rejected, ref_chosen, ref_rejected = (call.pop(name) for name in FOUR)
     return dpo.dpo_loss(rejected, chosen, ref_rejected, ref_chosen, **call)
 
@@ -1332,13 +1332,13 @@ def dpo_loss_into_the_reference(beta, count=None, **four):
 
 @imitates(dpo.dpo_loss, "microbatches")
 def dpo_loss_of_this_part(count=None, **call):
-    """T56: each micro-batch divides by its own pairs."""
+    """Each micro-batch divides by its own pairs."""
     return dpo.dpo_loss(**call)
 
 
 @imitates(dpo.dpo_loss, "microbatches only_the_margin_counts")
 def dpo_loss_of_all_with_all(beta, count=None, per_pair=dpo.logistic, **four):
-    """T20: (B, 1) against (B,): each chosen answer meets each rejected one."""
+    """(B, 1) against (B,): each chosen answer meets each rejected one."""
     dpo.dpo_loss(**four, beta=beta, count=count)
     chosen, rejected, ref_chosen, ref_rejected = (four[name] for name in FOUR)
     own = chosen[:, None] - rejected  # (B, B)
@@ -1393,7 +1393,7 @@ def ipo_as_a_hinge(h, beta):
 
 @imitates(dpo.pair_logprobs, "sums_over_answers")
 def pair_logprobs_per_token(model, pairs, pad_id, temperature):
-    """T45: means for sums: another loss, and another beta."""
+    """Means for sums: another loss, and another beta."""
     sums = dpo.pair_logprobs(model, pairs, pad_id, temperature)
     return sums / torch.tensor([[len(w), len(v)] for _, w, v in pairs])
 
@@ -1421,7 +1421,7 @@ def make_pairs_without_lots(rewards, most, generator):
 
 @imitates(dpo.make_pairs, "pairs_by_lot")
 def make_pairs_by_torch_s_dice(rewards, most, generator):
-    """T39: the lots are torch's own: no seed of ours gives the same pairs again."""
+    """The lots are torch's own: no seed of ours gives the same pairs again."""
     seed = int(torch.randint(1 << 30, ()))
     return dpo.make_pairs(rewards, most, generator.manual_seed(seed))
 
@@ -1458,7 +1458,7 @@ def mean_logprobs_editing_the_labels(logprobs, mask):
 
 @imitates(rrhf.mean_logprobs, "mean_per_token")
 def mean_logprobs_summed(logprobs, mask):
-    """T45: sums for means: whoever says less is likelier."""
+    """Sums for means: whoever says less is likelier."""
     return rrhf.summed_logprobs(logprobs, mask)
 
 
@@ -1499,7 +1499,7 @@ def ranking_loss_pushing_at_the_kink(mean_logprobs, rewards, margin=0.0, count=N
 
 @imitates(rrhf.ranking_loss, "permutation microbatches ranking violated_pairs")
 def ranking_loss_of_the_first_problem(mean_logprobs, rewards, margin=0.0, count=None):
-    """T61: a mask indexed with [0]."""
+    """A mask indexed with [0]."""
 
     def gaps(r, s, lead):
         return torch.where((r < s)[0], lead, 0.0).relu()
@@ -1509,7 +1509,7 @@ def ranking_loss_of_the_first_problem(mean_logprobs, rewards, margin=0.0, count=
 
 @imitates(rrhf.ranking_loss, "microbatches")
 def ranking_loss_of_this_part(mean_logprobs, rewards, margin=0.0, count=None):
-    """T56: each micro-batch divides by its own problems."""
+    """Each micro-batch divides by its own problems."""
     return rrhf.ranking_loss(mean_logprobs, rewards, margin)
 
 
@@ -1557,7 +1557,7 @@ def rrhf_loss_weighing_the_ranking(logprobs, rewards, mask, *, sft_weight=1.0, *
 
 @imitates(rrhf.rrhf_loss, "parts_of_whole_problems options_matter")
 def rrhf_loss_of_this_part(logprobs, rewards, mask, *, counts=None, **more):
-    """T56: each micro-batch divides by its own problems and tokens."""
+    """Each micro-batch divides by its own problems and tokens."""
     return rrhf.rrhf_loss(logprobs, rewards, mask, **more)
 
 
@@ -1628,7 +1628,7 @@ def select_random_by_answers(rewards, lengths, generator):
 
 @imitates(rejection_sampling.likelihood_loss, "microbatches options_matter unbiased")
 def likelihood_loss_of_the_kept(logprobs, weights, mask, count=None):
-    """T56: each part is divided by what it finds kept, whatever the count is."""
+    """Each part is divided by what it finds kept, whatever the count is."""
     rejection_sampling.likelihood_loss(logprobs, weights, mask, count)
     kept = int(((weights > 0) & mask.any(1)).sum())
     return rejection_sampling.likelihood_loss(logprobs, weights, mask, max(kept, 1))

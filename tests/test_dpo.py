@@ -26,7 +26,7 @@ from tests.toy import PROBLEMS, TOKENIZER, base, base_weights, new_gpt
 
 
 def test_away_from_the_reference_the_gradient_turns():
-    """X-2 holds at the reference only: pairs that are told apart count for less."""
+    """It is RLOO at the reference only: pairs that are told apart count for less."""
     actual = ascent(verdicts(dpo_loss, world.random_logits(1), beta=1.5))
     assert world.cosine(actual, world.true_gradient(LOGITS, RIGHT.double())) < 0.98
 
@@ -39,7 +39,7 @@ LOSSES = {
 
 
 def flipped(*args, **kwargs):
-    """T42: log 2 at the reference all the same."""
+    """Log 2 at the reference all the same."""
     return -dpo_loss(*args, **kwargs) + 2 * math.log(2)
 
 
@@ -94,7 +94,7 @@ def test_given_pairs_teach_without_a_draw(monkeypatch):
 
 
 def test_dpo_cannot_see_a_wrong_prompt_mask():
-    """DPO-9: the prompt's own log-probs cancel; in means over tokens they do not."""
+    """The prompt's own log-probs cancel; in means over tokens they do not."""
     policy, reference = base().double(), new_gpt(3).double()
     (prompt, *both), bos = pair("what", "y", "no"), TOKENIZER.bos_id
     assert prompt[0] == bos
@@ -124,7 +124,7 @@ def trained_on(scored):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_two_rounds_by_hand(monkeypatch, temperature):
-    """Every metric against code of its own; T38, T39: the reference of a round is the
+    """Every metric against code of its own: the reference of a round is the
     policy that drew its pairs, and every pair has its own row."""
     config = replace(CONFIG, temperature=temperature, batch=5, lr=1e-3)
     drawn = training.spied(monkeypatch, sampling, "generate")  # of each chunk
@@ -219,7 +219,7 @@ def test_a_fixed_reference_stays_fixed():
 
 
 def test_a_small_beta_is_a_long_leash():
-    """T43: trained for long on the same pairs, the smaller beta goes further."""
+    """Trained for long on the same pairs, the smaller beta goes further."""
     pairs = [pair(p.question, "y", "no") for p in PROBLEMS]
     shifts = []
     for beta in (0.3, 3.0):

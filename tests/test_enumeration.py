@@ -1,4 +1,4 @@
-"""PG-0: the harness itself, against plain Python, finite differences and identities."""
+"""The harness itself, against plain Python, finite differences and identities."""
 
 import math
 
@@ -170,7 +170,7 @@ def test_pairs_see_both_samples():
 
 
 def test_a_pair_baseline_is_unbiased_and_its_own_mean_shrinks_by_half():
-    """PG-2 and PG-3 at k = 2, written out: what RLOO and GRPO will be held to."""
+    """Both estimators at k = 2, written out: what RLOO and GRPO will be held to."""
 
     def surrogate(others):
         def loss(rows, logprobs, mask):
@@ -186,7 +186,7 @@ def test_a_pair_baseline_is_unbiased_and_its_own_mean_shrinks_by_half():
 
 
 def test_dividing_by_the_own_length_changes_the_direction():
-    """PG-5, a negative control: the harness sees length bias."""
+    """The harness sees length bias."""
 
     def surrogate(rows, logprobs, mask):
         return (REWARDS[rows] * logprobs.sum(1) / mask.sum(1)).sum()
@@ -197,7 +197,7 @@ def test_dividing_by_the_own_length_changes_the_direction():
 
 @pytest.mark.parametrize("beta", [0.2, 1.0])
 def test_the_optimum_is_a_maximum_worth_beta_log_z(beta):
-    """X-1: at pi* = ref exp(r / beta) / Z the gradient is 0, and nothing is better."""
+    """At pi* = ref exp(r / beta) / Z the gradient is 0, and nothing is better."""
     best, value = world.optimum(REWARDS, REFERENCE, beta)
     logits = world.logits_of(best)
     close(world.objective(logits, REWARDS, REFERENCE, beta), value)

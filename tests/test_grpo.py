@@ -55,20 +55,20 @@ def ascent_of_two(advantage, reduction=by_constant):
 
 
 def test_centred_and_by_a_constant_it_rescales_the_true_gradient():
-    """PG-3, PG-6: by (K - 1)/K, for its own share, and by max_new_tokens."""
+    """By (K - 1)/K, for its own share, and by max_new_tokens."""
     expected = world.true_gradient(LOGITS, REWARDS)
     close(ascent_of_two(centred_advantages), expected / 2 / 4)
 
 
 def test_the_std_turns_the_gradient():
-    """PG-4, negative control: of two answers only who is better is left."""
+    """Of two answers only who is better is left."""
     expected = world.true_gradient(LOGITS, REWARDS)
     assert world.cosine(ascent_of_two(group_advantages), expected) < 0.98
 
 
 @pytest.mark.parametrize("reduction", [per_sequence, per_token])
 def test_dividing_by_lengths_turns_the_gradient(reduction):
-    """PG-5, negative control: these divisors depend on what the policy answered."""
+    """These divisors depend on what the policy answered."""
     expected = world.true_gradient(LOGITS, REWARDS)
     actual = ascent_of_two(centred_advantages, reduction)
     assert 1 - world.cosine(actual, expected) > 1e-3
@@ -85,14 +85,14 @@ def kl_gradient(term, reduction=by_constant):
 
 
 def test_the_ratio_gives_k3_the_gradient_of_k2():
-    """KL-8, T46: that of KL(policy ‖ reference), where k3 alone has the other KL's."""
+    """That of KL(policy ‖ reference), where k3 alone has the other KL's."""
     close(kl_gradient(kl_ratio_k3), kl_gradient(k2_term))
     assert (kl_gradient(k3_term) - kl_gradient(k2_term)).abs().max() > 0.02
 
 
 @pytest.mark.parametrize("term", [k1_term, k2_term, k3_term, kl_ratio_k3])
 def test_no_kl_term_has_the_gradient_of_the_kl_over_whole_answers(term):
-    """KL-9: each looks at its own choice, not at where the choice leads."""
+    """Each looks at its own choice, not at where the choice leads."""
     whole = world.gradient(lambda x: world.sequence_kl(x, REFERENCE), LOGITS)
     assert (kl_gradient(term) - whole).abs().max() > 0.02
 
@@ -105,7 +105,7 @@ def test_dividing_by_lengths_turns_the_gradient_of_a_kl_term(term):
 
 def test_k1_divided_by_lengths_pays_for_length_whatever_the_reference():
     """E[(1 / |y|) ∇ log π(y)] = ∇ E[1 / |y|]: descent makes answers longer. Undivided
-    it has no gradient (KL-5)."""
+    it has no gradient."""
     slope = world.gradient(
         lambda x: world.probabilities(x) @ (1 / world.MASK.sum(1).double()), LOGITS
     )
@@ -117,7 +117,7 @@ def test_k1_divided_by_lengths_pays_for_length_whatever_the_reference():
 
 
 def test_the_value_of_the_first_loss():
-    """ADV-10: 0 by sequence, not by token, and its gradient is not 0."""
+    """0 by sequence, not by token, and its gradient is not 0."""
     mask = torch.tensor([[False, True, True, True], [True, False, False, False]])
     A = centred_advantages(float64([[1.0, 0.0]]))[0]
     logprobs = (-mask.double()).requires_grad_()
@@ -175,7 +175,7 @@ def test_one_update_by_hand(monkeypatch, temperature):
 
 @pytest.mark.parametrize("minibatches", [1, 3])
 def test_the_first_ratio_is_exactly_1(monkeypatch, minibatches):
-    """PPO-1, contract 13: not about 1; and a wrong old log-prob shows."""
+    """Not about 1; and a wrong old log-prob shows."""
     config = replace(CONFIG, minibatches=minibatches, temperature=0.6, micro_batch=3)
     assert all(row["ratio_first"] == 0.0 for row in run(base(), config))
     right = grpo.rescore
@@ -185,7 +185,7 @@ def test_the_first_ratio_is_exactly_1(monkeypatch, minibatches):
 
 
 def test_without_a_step_no_ratio_moves(monkeypatch):
-    """PPO-1, PPO-2: lr 0 keeps them all at 1 to rounding, through four passes."""
+    """Lr 0 keeps them all at 1 to rounding, through four passes."""
     ratios = training.spied(monkeypatch, grpo, "probability_ratio")
     config = replace(CONFIG, epochs=4, minibatches=2, updates=1)
     for lr, still in ((0.0, True), (1e-2, False)):
@@ -209,7 +209,7 @@ def test_old_log_probs_are_those_of_the_draw(monkeypatch):
 
 
 def test_the_clip_fraction_counts_tokens_without_a_gradient(monkeypatch):
-    """PPO-6: of live tokens, on average over steps; those with A = 0 are no such."""
+    """Of live tokens, on average over steps; those with A = 0 are no such."""
     losses = training.spied(monkeypatch, grpo, "clipped_loss")
     config = replace(CONFIG, epochs=3, updates=1, eps_low=0.1, eps_high=0.02)
     (metrics,) = run(base(), config)
@@ -235,7 +235,7 @@ def test_the_gradient_norm_is_the_mean_over_steps(monkeypatch):
 
 @pytest.mark.parametrize("reduction", [per_sequence, per_token])
 def test_a_minibatch_is_weighed_by_itself(reduction):
-    """C-3: with A = 1 everywhere and ratios at 1, the loss of each step is -1."""
+    """With A = 1 everywhere and ratios at 1, the loss of each step is -1."""
     config = replace(CONFIG, minibatches=3, epochs=2, updates=1, lr=0.0)
     more = {"advantage": torch.ones_like, "reduction": reduction}
     (metrics,) = run(base(), config, **more)
@@ -251,7 +251,7 @@ def test_dr_grpo_divides_by_the_budget():
 
 
 def test_groups_without_a_difference_are_counted_and_move_nothing():
-    """In float32 0.1, whose mean is not 0.1; T55: the loss is 0 when they are dead."""
+    """In float32 0.1, whose mean is not 0.1; and the loss is 0 when they are dead."""
     policy = base()
     config = replace(CONFIG, samples=7)
     metrics = next(run(policy, config, lambda _, texts: [0.1] * len(texts)))
@@ -266,7 +266,7 @@ def test_groups_without_a_difference_are_counted_and_move_nothing():
 
 
 def test_the_kl_term_brings_a_policy_home_even_from_dead_groups():
-    """Whichever has a gradient; k1 as a loss only adds noise (KL-5): the control."""
+    """Whichever has a gradient; k1 as a loss only adds noise: the control."""
     away = base()
     list(run(away, replace(CONFIG, updates=3, prompts=5, lr=4e-3)))
     config = replace(CONFIG, beta=1.0, updates=12, prompts=5, lr=2e-3, samples=20)
@@ -311,7 +311,7 @@ def test_a_kl_term_is_given_the_log_probs_of_the_draw(monkeypatch):
 
 
 def test_every_kl_term_is_used():
-    """C-10: other weights after two updates."""
+    """Other weights after two updates."""
     ends = []
     for term in (k1_term, k2_term, k3_term, kl_ratio_k3):
         state = {}

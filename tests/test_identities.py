@@ -1,7 +1,7 @@
 """Identities across files: no algorithm imports another, and these tests tie them.
 
 Each test states under which conditions two methods are one, and then drops a condition
-and sees them part. X-1 to X-7 are those of properties.md, section 4.15.
+and sees them part.
 """
 
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ def test_the_batch_tells_signs_and_lengths_apart():
     assert (A > 0).any() and (A < 0).any() and len(set(MASK.sum(1).tolist())) > 3
 
 
-# X-1: whose expected gradient vanishes at pi* = reference exp(r / beta) / Z
+# Whose expected gradient vanishes at pi* = reference exp(r / beta) / Z
 
 
 def shaped(rows, logprobs, mask, beta=BETA):
@@ -146,7 +146,7 @@ STILL = {
 
 @pytest.mark.parametrize("loss, samples, behaviour", STILL.values(), ids=STILL)
 def test_the_optimum_is_where_they_all_stand_still(loss, samples, behaviour):
-    """X-1: at pi* for the *same* beta and reference. Elsewhere, even at the optimum for
+    """At pi* for the *same* beta and reference. Elsewhere, even at the optimum for
     another beta, each of them moves."""
     at_best, elsewhere = (
         world.expected_gradient(loss, logits, samples, behaviour)
@@ -195,12 +195,12 @@ MOVING = {
 
 @pytest.mark.parametrize("loss, samples, behaviour", MOVING.values(), ids=MOVING)
 def test_the_others_leave_the_optimum(loss, samples, behaviour):
-    """X-1, negative controls: each lacks one of the conditions above."""
+    """Each lacks one of the conditions above."""
     best = world.logits_of(world.optimum(REWARDS, REFERENCE, BETA)[0])
     far(world.expected_gradient(loss, best, samples, behaviour), 0.0)
 
 
-# X-2: DPO and RLOO
+# DPO and RLOO
 
 
 def paired(logprobs, ref_logprobs, beta=BETA):
@@ -210,7 +210,7 @@ def paired(logprobs, ref_logprobs, beta=BETA):
 
 
 def test_dpo_starts_as_rloo():
-    """X-2: where the policy *is* the reference, DPO(beta) has the gradient, factor 1,
+    """Where the policy *is* the reference, DPO(beta) has the gradient, factor 1,
     of RLOO with K = 2 answers whose rewards differ by beta."""
     rewards = torch.tensor([[BETA, 0.0]], dtype=torch.float64).expand(3, 2)
     advantages = rloo.leave_one_out(rewards).flatten()
@@ -220,7 +220,7 @@ def test_dpo_starts_as_rloo():
 
 
 def test_away_from_the_reference_dpo_pulls_by_how_wrong_it_is():
-    """X-2, the condition dropped: the pair's pull is 2 σ(−β h) times RLOO's."""
+    """The pair's pull is 2 σ(−β h) times RLOO's."""
     rewards = torch.tensor([[BETA, 0.0]], dtype=torch.float64).expand(3, 2)
     advantages = rloo.leave_one_out(rewards).flatten()
     expected = slope(lambda x: rloo.rloo_loss(x, advantages, MASK))
@@ -232,11 +232,11 @@ def test_away_from_the_reference_dpo_pulls_by_how_wrong_it_is():
     far(actual, expected)
 
 
-# X-3 and X-4: the first step of PPO and GRPO
+# The first step of PPO and GRPO
 
 
 def test_ppo_starts_as_reinforce():
-    """X-3: at ratio 1 the clip is silent, so with one advantage for a whole answer PPO
+    """At ratio 1 the clip is silent, so with one advantage for a whole answer PPO
     has REINFORCE's gradient. After a step the ratio weighs it and the clip cuts it."""
     whole = A[:, None].expand(6, 5)
 
@@ -256,7 +256,7 @@ def grpo_slope(advantages, weights, old=LOGPROBS):
 
 
 def test_grpo_starts_as_reinforce():
-    """X-3: at ratio 1, with a constant divisor: REINFORCE over max_new_tokens. Divided
+    """At ratio 1, with a constant divisor: REINFORCE over max_new_tokens. Divided
     by each answer's own length, short answers count for more: another direction."""
     close(5 * grpo_slope(A, grpo.by_constant(MASK, 5)), reinforced())
     actual = grpo_slope(A, grpo.per_sequence(MASK, 5))
@@ -266,7 +266,7 @@ def test_grpo_starts_as_reinforce():
 
 
 def test_grpo_and_ppo_clip_alike():
-    """X-3: at *any* ratio, the same advantage at every token and the same reduction."""
+    """At *any* ratio, the same advantage at every token and the same reduction."""
     whole, weights = A[:, None].expand(6, 5), MASK.double() / 6
 
     def pair(old, *band):
@@ -283,7 +283,7 @@ def test_grpo_and_ppo_clip_alike():
 
 @pytest.mark.parametrize("groups", [3, 2])  # K = 2, 3
 def test_grpo_without_std_is_rloo_but_for_its_own_share(groups):
-    """X-4: (K − 1)/K times RLOO, at ratio 1, divided by a constant. With std each group
+    """(K − 1)/K times RLOO, at ratio 1, divided by a constant. With std each group
     has a factor of its own: no rescaling of the batch."""
     K = 6 // groups
     rewards = A.view(groups, K)
@@ -300,7 +300,7 @@ def test_grpo_without_std_is_rloo_but_for_its_own_share(groups):
 
 def test_remax_without_its_baseline_is_reinforce():
     """A greedy answer that earns 0, beta 0. One that earns something makes another loss
-    (of the same expected gradient: X-1)."""
+    (of the same expected gradient)."""
 
     def loss(greedy):
         advantages = remax.remax_advantages(A[:, None], torch.full_like(A, greedy))
@@ -312,7 +312,7 @@ def test_remax_without_its_baseline_is_reinforce():
     far(loss(1.0), reinforced())
 
 
-# X-7: imitation
+# Imitation
 
 
 def kept(rewards, select=rejection_sampling.select_best):
@@ -330,7 +330,7 @@ def best_of(K, rewards):
 
 
 def test_the_best_of_one_is_the_reference():
-    """X-7: if every reward is above 0; answers that earned nothing are never kept. Of
+    """If every reward is above 0; answers that earned nothing are never kept. Of
     two, P(best has rank i) = F_i² − F_{i−1}², F the chance of rank i or lower (BON-1).
     """
     positive = REWARDS - REWARDS.min() + 1
@@ -347,7 +347,7 @@ def test_the_best_of_one_is_the_reference():
 
 
 def test_rejection_sampling_is_sft_on_the_best():
-    """X-7: RAFT(K) = SFT on best-of-K, given the same normaliser: the live tokens that
+    """RAFT(K) = SFT on best-of-K, given the same normaliser: the live tokens that
     were kept. Divided by the answers drawn it is shorter, not other (RAFT-1)."""
     rewards = (A - A.min() + 1).view(2, 3)
     weights = kept(rewards).flatten()  # (6,)
@@ -399,7 +399,7 @@ def test_one_fresh_step_of_rejection_sampling_is_reinforce():
     assert world.cosine(-stale, expected) < 0.98
 
 
-# X-6 and its like: through `train`, on a tiny GPT that answers "y" or "no"
+# Through `train`, on a tiny GPT that answers "y" or "no"
 
 COMMON = {
     "updates": 3,
@@ -464,7 +464,7 @@ def test_training_by_reinforce_does_something():
 
 
 def test_ppo_trains_as_reinforce():
-    """X-6: one epoch, one minibatch, gamma = lambda = 1, beta 0, no whitening, no early
+    """One epoch, one minibatch, gamma = lambda = 1, beta 0, no whitening, no early
     stop, a critic that says 0: the weights after three updates agree."""
     close(by_ppo(), by_reinforce(), atol=1e-8)
 
@@ -481,7 +481,7 @@ def test_ppo_trains_as_reinforce():
     ids=["epochs", "minibatches", "gamma", "lam", "whiten"],
 )
 def test_ppo_with_any_of_its_ideas_is_not_reinforce(change, scale):
-    """X-6, each condition dropped."""
+    """Each condition dropped."""
     far(by_ppo(replace(PLAIN, **change), scale), by_reinforce(), 1e-3)
 
 
@@ -505,7 +505,7 @@ def test_rloo_trains_as_reinforce_with_its_advantages_taken_away():
 
 
 def test_grpo_trains_as_rloo():
-    """X-4 through `train`: no std, one step a draw, and weights that give back what the
+    """Through `train`: no std, one step a draw, and weights that give back what the
     group's mean took, K/(K − 1), and divide by the answers only."""
     config = grpo.GRPOConfig(**COMMON, epochs=1, minibatches=1)
 

@@ -56,7 +56,7 @@ PAIR = strategies.batches(
 )
 
 
-# token_logprobs (LP-1 to LP-5)
+# token_logprobs
 
 
 @pytest.mark.parametrize("kind", [TableModel, MemoryModel])
@@ -65,7 +65,7 @@ def test_probabilities_of_all_continuations_sum_to_1(kind):
 
 
 def test_chain_rule():
-    """LP-2: log p(y | x) = log p(y[:j] | x) + log p(y[j:] | x, y[:j])."""
+    """Log p(y | x) = log p(y[:j] | x) + log p(y[j:] | x, y[:j])."""
     model, prompt, response = random_model(), (1,), (0, 2, 2, 1)
 
     def logprob(prompt, response):
@@ -81,7 +81,6 @@ def test_chain_rule():
 
 @given(strategies.logits((2, 3, 4)), strategies.tensors((2, 3)))
 def test_a_constant_on_all_logits_of_a_position_changes_nothing(logits, constant):
-    """LP-4."""
     targets = torch.tensor([[0, 1, 2], [3, 3, 0]])
     expected = logprobs_from_logits(logits, targets)
     assert (expected <= 0).all()
@@ -89,7 +88,7 @@ def test_a_constant_on_all_logits_of_a_position_changes_nothing(logits, constant
 
 
 def test_golden_markov_table():
-    """LP-5: three rows of probabilities, and their logarithms added by hand."""
+    """Three rows of probabilities, and their logarithms added by hand."""
     table = tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
     tokens, mask = answers((2, 0), [(1, 1, 2), (2, 0, 0), (0,)])
     actual = token_logprobs(TableModel(table.log()), tokens, mask)
@@ -156,7 +155,7 @@ def test_gradient_is_onehot_minus_softmax_at_live_slots():
 
 @pytest.mark.parametrize("junk", [float("nan"), float("inf"), 1e30])
 def test_junk_hidden_states_at_masked_positions_are_inert(junk):
-    """C-2 for the model's side: neither value nor any gradient sees them."""
+    """Of the model's side too: neither value nor any gradient sees them."""
     tokens, mask = answers((1, 0), [(0, 2), (1, 1, 1, 2)])
     results = []
     for content in (0.0, junk):
@@ -183,7 +182,7 @@ def test_half_precision_models_are_scored_in_float32(dtype):
 
 
 def test_scoring_is_pure():
-    """C-9: modes, weights, tokens and every generator stay as they were."""
+    """Modes, weights, tokens and every generator stay as they were."""
     model = random_model()
     model.add_module("dropout", torch.nn.Dropout(0.5).eval())
     tokens, mask = answers((1, 0), world.RESPONSES)
@@ -209,18 +208,17 @@ def test_the_real_model():
         assert weight.grad.isfinite().all() and weight.grad.any(), name
 
 
-# KL estimates (KL-1 to KL-9)
+# KL estimates
 
 
 def test_k2_is_biased():
-    """KL-1, the negative control: the harness tells estimates of KL from others."""
+    """The harness tells estimates of KL from others."""
     assert common.refutes(check_expects_kl, kl_k2)
     assert (world.expectation(whole(kl_k2), POLICY) - KL).abs() > 0.05
 
 
 @given(PAIR)
 def test_signs_and_zeros(case):
-    """KL-2, KL-3."""
     mask, d = case["mask"], case["logprobs"] - case["ref_logprobs"]
     k1, k2, k3 = (estimate(**case) for estimate in (kl_k1, kl_k2, kl_k3))
     assert torch.equal(k1.sign(), torch.where(mask, d.sign(), 0.0))
@@ -262,7 +260,7 @@ def ratio_times(estimate):
 
 @pytest.mark.parametrize("weighted", [kl_ratio_k3, ratio_times(kl_k1)])
 def test_the_ratio_makes_value_and_gradient_right_off_policy(weighted):
-    """KL-8, and not for k2."""
+    """And not of k2."""
     close(world.expectation(off_policy(weighted), POLICY, behaviour=OLD), KL)
     slope = world.expected_gradient(off_policy(weighted), POLICY, behaviour=OLD)
     close(slope, KL_GRADIENT)
@@ -293,7 +291,7 @@ def visits(logits):
 
 
 def test_per_token_sums_miss_what_a_token_does_to_later_ones():
-    """KL-9: k2 and ratio x k3 have each choice's own KL gradient, k3 the forward.
+    """K2 and ratio x k3 have each choice's own KL gradient, k3 the forward.
 
     With the visits to each prefix held fixed; the KL gradient proper moves them too.
     """
@@ -310,7 +308,7 @@ def test_per_token_sums_miss_what_a_token_does_to_later_ones():
 
 
 def test_per_token_k2_is_k1_times_the_score():
-    """KL-9: its expected gradient is E[Σ_t k1_t ∇ log π_t] ..."""
+    """Its expected gradient is E[Σ_t k1_t ∇ log π_t] ..."""
 
     def k1_times_score(rows, logprobs, mask):
         return (kl_k1(logprobs, REF_LOGPROBS[rows], mask).detach() * logprobs).sum()
@@ -320,7 +318,7 @@ def test_per_token_k2_is_k1_times_the_score():
 
 
 def test_reward_to_go_of_k1_has_the_whole_gradient():
-    """KL-9: ... and k1 to go, detached, in the place of k1 recovers the rest."""
+    """... and k1 to go, detached, in the place of k1 recovers the rest."""
 
     def to_go(rows, logprobs, mask):
         k1 = kl_k1(logprobs, REF_LOGPROBS[rows], mask).detach()
@@ -331,7 +329,7 @@ def test_reward_to_go_of_k1_has_the_whole_gradient():
 
 @given(PAIR)
 def test_a_likelier_reference_lowers_k1(case):
-    """KL-10: the sign of the penalty."""
+    """The sign of the penalty."""
     nearer = case | {"ref_logprobs": case["ref_logprobs"] / 2 - 1e-3}
     moved = (nearer["ref_logprobs"] > case["ref_logprobs"]) & case["mask"]
     assert (kl_k1(**nearer) < kl_k1(**case))[moved].all()
@@ -342,7 +340,7 @@ def test_a_likelier_reference_lowers_k1(case):
 
 @given(LOGITS_PAIRS)
 def test_exact_kl_against_loops(pair):
-    """KL-4: and it is never negative."""
+    """And it is never negative."""
     actual = exact_kl(*pair)
     for row in range(2):
         p, q = ([math.exp(x) for x in logits[row].tolist()] for logits in pair)
@@ -355,13 +353,13 @@ def test_exact_kl_against_loops(pair):
 
 @given(LOGITS_PAIRS)
 def test_exact_kl_adds_up_over_independent_choices(pair):
-    """KL-4: two choices made apart are one choice among all pairs."""
+    """Two choices made apart are one choice among all pairs."""
     joint = [(x[0][:, None] + x[1][None, :]).flatten() for x in pair]
     close(exact_kl(*joint), exact_kl(*pair).sum())
 
 
 def test_exact_kl_along_the_path_expects_the_sequence_kl():
-    """KL-1: with less noise than k1, for only the contexts are sampled."""
+    """With less noise than k1, for only the contexts are sampled."""
     exact = exact_kl(POLICY, REFERENCE)  # (7,)
 
     def path(rows, logprobs, mask):

@@ -44,7 +44,7 @@ from tests.toy import (
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 0.95])
 def test_a_smaller_lambda_believes_the_critic(lam):
-    """PG-6, the negative control: of a critic that is wrong, with λ < 1, bias."""
+    """Of a critic that is wrong, with λ < 1, bias."""
     expected = world.true_gradient(LOGITS, REWARDS)
     actual = ascent_by_critic(gae, GUESSES, lam)
     assert (actual - expected).abs().max() > 0.003
@@ -157,7 +157,7 @@ def test_one_update_by_hand(monkeypatch, temperature):
 
 @pytest.mark.parametrize("layout", CRITICS)
 def test_the_first_ratio_is_exactly_1(layout):
-    """PPO-1: bit by bit, whatever the minibatches; PPO-2: and then no more."""
+    """Bit by bit, whatever the minibatches; and then no more."""
     config = replace(CONFIG, updates=2, minibatches=3, micro_batch=3, temperature=0.8)
     metrics = list(run(base(), config, critic=CRITICS[layout]))
     assert [row["ratio_first"] for row in metrics] == [0.0] * 2
@@ -165,7 +165,7 @@ def test_the_first_ratio_is_exactly_1(layout):
 
 
 def test_without_steps_the_ratio_stays_1():
-    """PPO-1: lr 0, all epochs."""
+    """Lr 0, all epochs."""
     policy = base()
     critic = Critic(policy)
     config = replace(CONFIG, lr=0.0, epochs=3, updates=2)
@@ -211,7 +211,7 @@ def test_what_was_earned_is_discounted():
 
 
 def test_each_epoch_uses_each_answer_once(monkeypatch):
-    """PPO-9, in another order each time; divided by the minibatch, not its parts."""
+    """In another order each time; divided by the minibatch, not its parts."""
     drawn = training.spied_draws(monkeypatch)
     calls = training.spied(monkeypatch, ppo, "policy_loss")
     config = replace(CONFIG, minibatches=2, micro_batch=4, prompts=5, updates=1)
@@ -234,7 +234,7 @@ def test_each_epoch_uses_each_answer_once(monkeypatch):
 
 
 def test_one_step_without_a_critic_is_reinforce():
-    """X-6 for the whole run: the same weights, bit by bit, after every update."""
+    """For the whole run: the same weights, bit by bit, after every update."""
     bare = {"epochs": 1, "lam": 1.0, "gamma": 1.0, "beta": 0.0}
     ours, theirs = base(), base()
     config = replace(CONFIG, **bare)
@@ -302,7 +302,7 @@ def test_the_loss_of_a_separate_critic_does_not_reach_the_policy():
 
 
 def test_the_price_of_kl_adapts_and_is_remembered(monkeypatch):
-    """KL-12: by the KL that is reported; `beta` is the price from here on."""
+    """By the KL that is reported; `beta` is the price from here on."""
     state = {}
     paid = training.spied(monkeypatch, ppo, "shape_token_rewards")
     adapt = partial(adapt_beta, target=0.05, horizon=50, completions=12)

@@ -30,7 +30,7 @@ GRADIENT = world.true_gradient(LOGITS, REWARDS)  # (7, 3), of E[r]
 
 @pytest.mark.parametrize("samples", [1, 2, 3])
 def test_the_batch_mean_shortens_the_gradient(samples):
-    """PG-3: by (B - 1)/B exactly, and in no other direction: one answer is its own
+    """By (B - 1)/B exactly, and in no other direction: one answer is its own
     mean, and teaches nothing."""
 
     def loss(rows, logprobs, mask):
@@ -48,7 +48,7 @@ def test_a_constant_divisor_shortens_it_too():
 
 
 def test_a_baseline_that_looks_at_the_answer_turns_it():
-    """PG-1, a negative control: it looks at the length."""
+    """It looks at the length."""
 
     def loss(rows, logprobs, mask):
         return reinforce_loss(logprobs, REWARDS[rows] - mask.sum(1), mask)
@@ -57,7 +57,7 @@ def test_a_baseline_that_looks_at_the_answer_turns_it():
 
 
 def test_dividing_by_the_length_turns_it():
-    """PG-5, a negative control. And a constant baseline is no longer free."""
+    """A negative control. And a constant baseline is no longer free."""
 
     def divided(baseline):
         def loss(rows, logprobs, mask):

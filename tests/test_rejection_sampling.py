@@ -102,7 +102,7 @@ def test_random_answers_teach_nothing_in_expectation():
 def test_rejection_sampling_to_the_end_is_best_of_n():
     """SFT on kept answers: stationary exactly where the policy is the kept law.
 
-    X-7: RAFT(K) is SFT on best-of-K. The law of the kept, as a policy, is its optimum.
+    RAFT(K) is SFT on best-of-K. The law of the kept, as a policy, is its optimum.
     """
     law = best_law(PAID, 2)
     logits = world.logits_of(law)
@@ -131,7 +131,7 @@ def best_law(rewards, n, seed=0):
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_best_of_n_without_ties(n):
-    """BON-1, BON-2, BON-3: F_i^n - F_(i-1)^n; n = 1 is the policy itself (X-7)."""
+    """BON-1, BON-2, BON-3: F_i^n - F_(i-1)^n; n = 1 is the policy itself."""
     law, odds = best_law(PAID, n), world.probabilities(LOGITS)
     order = PAID.argsort()
     steps = torch.cat((torch.zeros(1).double(), odds[order].cumsum(0))) ** n

@@ -104,7 +104,7 @@ def own_token(advantages, k1, mask, beta):
 
 
 def test_which_kl_a_token_pays_for():
-    """KL-9: that from it on, and the gradient is whole; its own, and a part is gone.
+    """That from it on, and the gradient is whole; its own, and a part is gone.
 
     What is left is E[Σ_s k1_s ∇ log π_s], the KL of each choice where it stands.
     """
@@ -129,7 +129,7 @@ def test_the_authors_code_is_biased_and_by_how_much(monkeypatch):
     off = error(ascent(compared(code_returns)), GRADIENT)
     assert 0.01 < off < 0.02  # gamma 0.99 over at most three tokens
     assert error(ascent(compared(code_returns, 0.3)), PRICED) > 0.2
-    # The token mean of one answer is its own: PG-5, and worse than the discount.
+    # The token mean of one answer is biased, and worse than the discount.
     alone, pair = (ascent(compared(code_weights), n) for n in (1, 2))
     assert error(alone, GRADIENT) > 0.5
     assert world.cosine(alone, GRADIENT) < world.cosine(pair, GRADIENT) < 0.95
@@ -230,7 +230,7 @@ def test_ties_are_silent():
 
 
 def test_the_greedy_answers_follow_the_policy_unless_told_otherwise():
-    """ADV-11: from the same parameters; a stale greedy policy stays where it was."""
+    """From the same parameters; a stale greedy policy stays where it was."""
     followed = list(run(base(), **LONG))
     kept = list(run(base(), **LONG, greedy_policy=base()))
     assert [row["greedy_reward"] for row in kept] == [0.0] * 15

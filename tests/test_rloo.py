@@ -50,7 +50,7 @@ def test_the_loss_of_groups_is_what_the_properties_enumerate():
     [leave_one_out_of_nothing, leave_one_out_over_k, leave_one_out_of_the_best],
 )
 def test_being_unbiased_does_not_make_it_leave_one_out(other):
-    """PG-8: whatever the others earned, it is a baseline that costs nothing."""
+    """Whatever the others earned, it is a baseline that costs nothing."""
     close(ascent_of_groups(other, 3), GRADIENT)
 
 
@@ -60,7 +60,7 @@ def best_of_the_group(rewards):
 
 
 def test_a_baseline_that_looks_at_the_answer_is_biased():
-    """PG-1, the negative control. With rewards of 0 and 1 it still ascends, but each
+    """The negative control. With rewards of 0 and 1 it still ascends, but each
     problem by 1 - (chance of wrong)^(K - 1) of its gradient."""
     actual = ascent_of_groups(best_of_the_group, 3)
     assert (actual - GRADIENT).abs().max() > 0.05

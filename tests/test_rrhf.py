@@ -49,7 +49,7 @@ def test_the_ranking_is_no_policy_gradient():
 
 @pytest.mark.parametrize("margin", [0.0, 1.0])
 def test_with_two_answers_it_is_slic(margin):
-    """RR-5, X-5: max(0, δ − p_won + p_lost) of each pair; the paper's own has δ = 0."""
+    """Max(0, δ − p_won + p_lost) of each pair; the paper's own has δ = 0."""
     won, lost = float64([-0.5, -2.0, -1.0]), float64([-1.0, -0.5, -1.2])
     rewards = float64([1.0, 0.0]).expand(3, 2)
     actual = ranking_loss(torch.stack((won, lost), 1), rewards, margin)

@@ -42,7 +42,7 @@ def nats(model, examples):
 
 
 def test_prompt_tokens_are_read_but_not_learnt():
-    """SFT-3: as labels they change nothing, as inputs they do. In the broken variant
+    """As labels they change nothing, as inputs they do. In the broken variant
     (`learn_prompt`) they are labels too."""
     given = Table(torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(0)))
     asked = [([3, 4, 5], [8, EOS]), ([3, 4, 6], [8, EOS]), ([7, 4, 5], [8, EOS])]

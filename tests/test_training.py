@@ -245,7 +245,7 @@ def test_the_state_is_the_callers_models_at_every_yield(method):
 
 @each_change("states")
 def test_resuming_gives_the_same_bits(method, changes, tmp_path):
-    """IO-3: weights, optimiser, generators, position, and what else there is."""
+    """Weights, optimiser, generators, position, and what else there is."""
     path = tmp_path / "state.pt"
     training.check_resume(begun(method, **changes), method.stops, path)
 
@@ -267,7 +267,7 @@ print(json.dumps(rest))
 
 @pytest.mark.slow
 def test_resuming_in_a_new_process_gives_the_same_bits(tmp_path):
-    """IO-3, the rest of each run in a process that has nothing but the files."""
+    """The rest of each run in a process that has nothing but the files."""
     ends = {}
     expected = {}
     for name, method in METHODS.items():
@@ -360,14 +360,14 @@ def weights_after(method: Method, setting: str = "") -> torch.Tensor:
 @pytest.mark.filterwarnings("ignore:.*not to end pays")
 @pytest.mark.parametrize("method, setting", SETTINGS)
 def test_every_setting_does_something(method, setting):
-    """C-10: with any of them changed, a run ends with other weights."""
+    """With any of them changed, a run ends with other weights."""
     same = torch.equal(weights_after(method, setting), weights_after(method))
     assert not same, f"{setting} changes nothing"
 
 
 @of(METHODS)
 def test_every_variant_is_a_method_of_its_own(method):
-    """C-10, for what is handed to `train`: no two end with the same policy."""
+    """For what is handed to `train`: no two end with the same policy."""
     ends = []
     for changes in method.variants.values():
         state: dict = {}

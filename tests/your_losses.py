@@ -12,7 +12,6 @@ that lets a wrong shape pass may still be right.
 import difflib
 import importlib.util
 import inspect
-import re
 import sys
 import traceback
 from collections import Counter
@@ -178,9 +177,8 @@ def show(found: Verdict) -> None:
     )
     print(f"  {found.outcome:8}{word}{aside}")
     if found.outcome in (BROKEN, LAX):
-        # Without the number by which our notes call it, such as "PG-1: ".
-        meaning = re.sub(r"^[A-Za-z]+-\d[^:]*: ", "", common.said_by(found.check))
-        print(f"          {meaning}\n          {found.said[:200]}")
+        print(f"          {common.said_by(found.check)}")
+        print(f"          {found.said[:200]}")
 
 
 def not_judged(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What every loss owes (C-1 to C-12): each property is a function of the loss.
+"""What every loss owes: each property is a function of the loss.
 
 A loss is called by keyword with named tensors and gives a scalar, one number per row or
 one per slot. Options are bound before: `partial(ppo_loss, clip_eps=0.2)`. What the
@@ -201,11 +201,11 @@ def with_columns(case: Case, left: int, right: int, junk: float) -> Case:
     return {**case, **wider, "mask": pad(mask, added, value=False)}
 
 
-# C-1 to C-12
+# What every loss owes
 
 
 def check_mask_is_inert(loss: Loss, cases, trainable: Sequence[str] = LOGPROBS) -> None:
-    """C-1, C-2: what lies in masked slots changes neither value nor gradient.
+    """What lies in masked slots changes neither value nor gradient.
 
     Not even nan or inf; the gradient there is exactly 0; masked columns added on either
     side change nothing. The value alone is no test: most bugs of this kind show a right
@@ -244,7 +244,7 @@ def check_constant(
     masks,
     expected: Callable[[float, Tensor], object] = lambda c, mask: c,
 ) -> None:
-    """C-3: c in every live slot reduces to c (or to what the reduction promises).
+    """C in every live slot reduces to c (or to what the reduction promises).
 
     `reduce(x, mask)`; a loss goes in as a function of its live elements.
     """
@@ -280,7 +280,7 @@ def all_rows(case: Case) -> int:
 def check_microbatches(
     loss: Loss, cases, count: Callable[[Case], int], trainable: Sequence[str] = LOGPROBS
 ) -> None:
-    """C-4: micro-batches, each divided by the *global* count, add up to the batch.
+    """Micro-batches, each divided by the *global* count, add up to the batch.
 
     `loss(..., count=count(case))` on the parts; parts without a live token are skipped,
     as a training loop must. A mean of the parts' own means is another loss.
@@ -313,7 +313,7 @@ def check_microbatches(
 def check_permutation(
     loss: Loss, cases, trainable: Sequence[str] = LOGPROBS, alone: bool = True
 ) -> None:
-    """C-5: rows may come in any order; a row alone gives what it gives in a batch.
+    """Rows may come in any order; a row alone gives what it gives in a batch.
 
     Not `alone`: what a row gives depends on the others.
     """
@@ -344,7 +344,7 @@ def check_permutation(
 
 
 def check_shapes_refused(loss: Loss, case: Case) -> None:
-    """C-6: a tensor of another shape is refused by name; nothing broadcasts.
+    """A tensor of another shape is refused by name; nothing broadcasts.
 
     All of them with one dimension more are refused too. Give a case with at least two
     rows and two columns.
@@ -364,7 +364,7 @@ def check_shapes_refused(loss: Loss, case: Case) -> None:
 
 
 def check_no_gradient_to(loss: Loss, cases, names: Sequence[str]) -> None:
-    """C-7: no gradient reaches these, even if they ask for one.
+    """No gradient reaches these, even if they ask for one.
 
     Rows are weighed unevenly. Advantages that add up to 0, weighed alike, would hide a
     leak: the slope of a sum that is always 0 is 0.
@@ -392,7 +392,7 @@ def check_gradient_reaches(
     trainable: Sequence[str] = LOGPROBS,
     options: Sequence[dict] = ({},),
 ) -> None:
-    """C-8: a generic call moves every live slot (else C-7 would prove nothing).
+    """A generic call moves every live slot (else no gradient would prove nothing).
 
     In one of the settings at least: a clip holds some slots back.
     """
@@ -414,7 +414,7 @@ def unmoved(loss: Loss, case: Case, trainable: Sequence[str]) -> Case:
 
 
 def check_pure(function: Loss, cases, model: torch.nn.Module | None = None) -> None:
-    """C-9: no randomness drawn, no input touched, the same bits when called again.
+    """No randomness drawn, no input touched, the same bits when called again.
 
     A `model` the function uses keeps its parameters and each module's train/eval mode.
     """
@@ -453,7 +453,7 @@ def check_pure(function: Loss, cases, model: torch.nn.Module | None = None) -> N
 
 
 def check_float32(loss: Loss, cases, trainable: Sequence[str] = LOGPROBS) -> None:
-    """C-11: float32 agrees with float64 and stays float32."""
+    """Float32 agrees with float64 and stays float32."""
 
     @forall(cases)
     def holds(case):
@@ -472,7 +472,7 @@ def cast(case: Case, dtype: torch.dtype, names: Sequence[str]) -> Case:
 
 
 def check_types_refused(loss: Loss, case: Case) -> None:
-    """C-11: integers, half precision and an integer mask are TypeErrors that name the
+    """Integers, half precision and an integer mask are TypeErrors that name the
     argument."""
     loss(**copied(case))  # the case itself is fine
     for name in case:
@@ -485,7 +485,7 @@ def check_types_refused(loss: Loss, case: Case) -> None:
 def check_duplication(
     loss: Loss, cases, trainable: Sequence[str] = LOGPROBS, factor: float = 1.0
 ) -> None:
-    """C-12: every row twice leaves a mean as it was (a sum doubles: factor 2)."""
+    """Every row twice leaves a mean as it was (a sum doubles: factor 2)."""
 
     @forall(cases)
     def holds(case):
@@ -501,7 +501,7 @@ def check_duplication(
 
 
 def check_options_matter(loss: Loss, case: Case, options: Sequence[dict]) -> None:
-    """C-10: each option does something, the others being what they were.
+    """Each option does something, the others being what they were.
 
     `options` are settings, the usual one first. One at a time is changed to what the
     other settings say of it, until one change is felt.

@@ -48,7 +48,7 @@ def who(tokens):
 
 
 def check_mean_of_a_constant(loss) -> None:
-    """C-3: c nats at every live token cost c."""
+    """C nats at every live token cost c."""
     masks = strategies.shapes().flatmap(strategies.masks)
 
     def reduce(x, mask):
@@ -58,10 +58,10 @@ def check_mean_of_a_constant(loss) -> None:
 
 
 def check_every_token_counts_alike(loss) -> None:
-    """SFT-4: a slope of -1 / N at each of the N live tokens, whoever said it.
+    """A slope of -1 / N at each of the N live tokens, whoever said it.
 
     In the mean of each answer's mean those of short answers would pull harder. (Through
-    a log-softmax this becomes SFT-2: chance less one for the token that was said.)
+    a log-softmax this becomes chance less one for the token that was said.)
     """
 
     @common.forall(strategies.batches(logprobs=strategies.logprobs), examples=20)
@@ -132,7 +132,7 @@ def check_orders(batches) -> None:
 
 
 def check_windows_are_token_means(batches) -> None:
-    """C-4: all batches of a window have its mean number of live tokens as their count,
+    """All batches of a window have its mean number of live tokens as their count,
     so the mean of their losses is a mean over all its tokens."""
 
     @common.forall(plans(), examples=20)
@@ -199,7 +199,7 @@ def check_examples_on_demand(batches) -> None:
 
 
 def check_resumed_training(train) -> None:
-    """IO-3: stopped, saved, loaded and resumed, a run has the same bits."""
+    """Stopped, saved, loaded and resumed, a run has the same bits."""
 
     def begin(state):
         model = tiny_gpt(100 * bool(state))

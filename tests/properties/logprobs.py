@@ -83,7 +83,7 @@ def score_by_hand(model, tokens, row, column, temperature=1.0):
 
 
 def check_sums_to_one(score, kind=MemoryModel) -> None:
-    """LP-1: after a prompt, the probabilities of all continuations sum to 1.
+    """After a prompt, the probabilities of all continuations sum to 1.
 
     All 3^3 continuations of three tokens; and, with an end token, all 15 that end or
     run out of room. One test for every slice that is off by one.
@@ -108,12 +108,12 @@ def check_scores_one_by_one(score, temperature=1.0) -> None:
 
 
 def check_scores_at_temperature(score) -> None:
-    """GEN-8: scored at a temperature, as it was sampled."""
+    """Scored at a temperature, as it was sampled."""
     check_scores_one_by_one(partial(score, temperature=0.5), temperature=0.5)
 
 
 def check_shift_of_all_logits(score) -> None:
-    """LP-4: a constant on all logits of a choice changes nothing; half is half."""
+    """A constant on all logits of a choice changes nothing; half is half."""
     logits, targets = torch.tensor([[3e38, 3e38, 0.0]]), torch.tensor([1])
     close(score(logits, targets), torch.tensor([0.5]).log())
     logits = tensor([[0.5, -0.2, 0.1], [2.0, 0.0, -5.0]])
@@ -174,17 +174,17 @@ def check_by_loops(reduce, name) -> None:
 
 
 def check_mean_of_a_constant(reduce) -> None:
-    """C-3: c in every live slot has the mean c."""
+    """C in every live slot has the mean c."""
     common.check_constant(reduce, MASKS)
 
 
 def check_row_means_of_a_constant(reduce) -> None:
-    """C-3, row by row; 0 for a row without a live slot."""
+    """The mean of the live slots, row by row; 0 for a row without a live slot."""
     common.check_constant(reduce, MASKS, lambda c, mask: c * mask.any(1).double())
 
 
 def check_sum_of_a_constant(reduce) -> None:
-    """C-3: the mean length of the rows that live, times the constant."""
+    """The mean length of the rows that live, times the constant."""
 
     def expected(c, mask):
         lengths = mask.sum(1).double()
@@ -264,13 +264,13 @@ def check_three_choices(estimate, value, slope) -> None:
 
 
 def check_expects_kl(estimate) -> None:
-    """KL-1: the expected estimate is KL(policy || reference), per token and whole."""
+    """The expected estimate is KL(policy || reference), per token and whole."""
     close(world.expectation(per_token(estimate), POLICY), KL)
     close(world.expectation(whole(estimate), POLICY), KL)
 
 
 def check_never_negative_in_float32(estimate) -> None:
-    """KL-2 where it is hard (NUM-3): near 0, exp(d) - 1 - d rounds to below 0."""
+    """k3 is not negative where it is hard: near 0, exp(d) - 1 - d rounds to below 0."""
     small = -torch.logspace(-8, 0, 4001)[:, None]  # (4001, 1)
     mask = torch.ones_like(small, dtype=torch.bool)
     for pair in (small, 0 * small), (0 * small, small):
@@ -279,12 +279,12 @@ def check_never_negative_in_float32(estimate) -> None:
 
 
 def check_gradient_whole(estimate, expected) -> None:
-    """KL-5 to KL-7: the expected gradient, of whole sequences."""
+    """The expected gradient, of whole sequences."""
     close(world.expected_gradient(whole(estimate), POLICY), expected)
 
 
 def check_on_policy(estimate) -> None:
-    """KL-8: on fresh samples the value and the expected gradient are those of
+    """On fresh samples the value and the expected gradient are those of
     KL(policy ‖ reference)."""
     fresh = on_policy(estimate)
     check_one_token(fresh, 0.106531)
@@ -319,7 +319,7 @@ def check_ratio_slot_by_slot(ratio) -> None:
 
 
 def check_ratio_is_bounded(ratio) -> None:
-    """NUM-4: what float32 could not hold is refused, and not inf."""
+    """What float32 could not hold is refused, and not inf."""
     far, near = torch.tensor([[-1.0, -100.0]]), -torch.ones(1, 2)
     mask = torch.tensor([[True, True]])
     case = {"logprobs": near, "old_logprobs": far, "mask": mask}
@@ -347,7 +347,7 @@ def check_exact_kl(exact) -> None:
 
 
 def check_sure_choices(exact) -> None:
-    """KL-4 where a probability is 0 in float32: log 2, 0, and finite slopes."""
+    """The exact KL where a probability is 0 in float32: log 2, 0, and finite slopes."""
     sure, even = torch.tensor([0.0, -1000.0]), torch.zeros(2)
     pairs = (
         (sure, even, math.log(2)),

@@ -56,7 +56,7 @@ def ascent(loss, samples=1):
 
 
 def check_costs_no_bias(baseline) -> None:
-    """PG-1: it has not seen the answer. So whatever it remembers of earlier batches,
+    """It has not seen the answer. So whatever it remembers of earlier batches,
     nothing at first, the expected gradient of B answers is that of E[r]."""
     for B, memory in itertools.product((1, 2), (0.0, 5.0)):
 
@@ -67,7 +67,7 @@ def check_costs_no_bias(baseline) -> None:
 
 
 def check_unbiased(loss) -> None:
-    """PG-1, PG-2: the expected gradient is that of E[r]."""
+    """The expected gradient is that of E[r]."""
 
     def weighted(rows, logprobs, mask):
         return loss(logprobs, REWARDS[rows], mask)
@@ -78,7 +78,7 @@ def check_unbiased(loss) -> None:
 
 
 def check_unbiased_by_token(loss) -> None:
-    """PG-1 where every token has a weight of its own: here its answer's reward."""
+    """Unbiased where every token has a weight of its own: here its answer's reward."""
 
     def weighted(rows, logprobs, mask):
         return loss(logprobs, REWARDS[rows][:, None].expand_as(mask), mask)
@@ -89,7 +89,7 @@ def check_unbiased_by_token(loss) -> None:
 
 
 def check_unbiased_in_groups(compare) -> None:
-    """PG-2: advantages within a group of 2 or 3 draws, each summed over its tokens,
+    """Advantages within a group of 2 or 3 draws, each summed over its tokens,
     have the gradient of E[r] as their expectation."""
     for K in (2, 3):
         close(ascent_of_groups(compare, K), world.true_gradient(LOGITS, REWARDS))
@@ -106,7 +106,7 @@ def ascent_of_groups(compare, K, rewards=REWARDS):
 
 
 def check_unbiased_at_ratio_1(loss) -> None:
-    """PG-1, X-3: on fresh answers the clip is silent, and the ratio's gradient is that
+    """On fresh answers the clip is silent, and the ratio's gradient is that
     of the log-probability."""
 
     def weighted(rows, logprobs, mask):
@@ -119,7 +119,7 @@ def check_unbiased_at_ratio_1(loss) -> None:
 
 
 def check_tokens_are_unbiased_at_ratio_1(loss) -> None:
-    """PG-1, X-3 for a loss that is not reduced: the mean answer's sum over tokens."""
+    """Unbiased, for a loss that is not reduced: the mean answer's sum over tokens."""
 
     def reduced(logprobs, old_logprobs, advantages, mask, *band):
         each = loss(logprobs, old_logprobs, advantages[:, 0], mask, *band)
@@ -129,14 +129,14 @@ def check_tokens_are_unbiased_at_ratio_1(loss) -> None:
 
 
 def check_lambda_1_is_unbiased(advantage) -> None:
-    """PG-6: whatever the critic guesses before each token, with λ = 1 the advantages
+    """Whatever the critic guesses before each token, with λ = 1 the advantages
     have the gradient of E[r] as their expectation."""
     actual = ascent_by_critic(advantage, GUESSES, lam=1.0)
     close(actual, world.true_gradient(LOGITS, REWARDS))
 
 
 def check_true_values_are_unbiased(advantage) -> None:
-    """PG-6: a critic that is right may be trusted as far as one likes."""
+    """A critic that is right may be trusted as far as one likes."""
     for lam in (0.0, 0.5, 0.95):
         actual = ascent_by_critic(advantage, true_values(), lam)
         close(actual, world.true_gradient(LOGITS, REWARDS))
@@ -168,7 +168,7 @@ def ascent_by_critic(advantage, values, lam):
 
 
 def check_kl_to_come(shape) -> None:
-    """PG-7: a token that answers for all that is paid from itself on follows the
+    """A token that answers for all that is paid from itself on follows the
     gradient of E[r] - beta KL(policy ‖ reference): what came before is spent."""
     for beta in (0.3, 2.0):
 
@@ -181,7 +181,7 @@ def check_kl_to_come(shape) -> None:
 
 
 def check_kl_in_the_reward(shape) -> None:
-    """PG-7: the expected gradient is that of E[r] - beta KL(policy ‖ reference)."""
+    """The expected gradient is that of E[r] - beta KL(policy ‖ reference)."""
 
     def loss(rows, logprobs, mask):
         shaped = shape(REWARDS[rows], logprobs, REF_LOGPROBS[rows], mask, 0.5)
@@ -199,7 +199,7 @@ SHAPED = {
 
 
 def check_nan_is_refused_at_no_price(pay, case=SHAPED) -> None:
-    """C-6: beta 0 is no reason not to look: what is not finite is refused by name."""
+    """Beta 0 is no reason not to look: what is not finite is refused by name."""
     for name, x in case.items():
         if x.is_floating_point():
             spoiled = x.clone()
@@ -244,7 +244,7 @@ def check_priced_kl(train) -> None:
 
 
 def check_greedy_ties(compare) -> None:
-    """ADV-11: exactly 0 where the greedy answer earned the same, and only there; K = 1
+    """Exactly 0 where the greedy answer earned the same, and only there; K = 1
     is the method; right against wrong by hand."""
     rewards = float64([[1.0, 1.0], [0.0, 1.0], [0.1, 0.0]])
     actual = compare(rewards, float64([0.0, 1.0, 0.1]))
@@ -263,7 +263,7 @@ def check_greedy_ties(compare) -> None:
 
 
 def check_any_greedy_answer_costs_no_bias(compare) -> None:
-    """PG-1: whichever of the 15 responses the greedy one was, a stale policy's even:
+    """Whichever of the 15 responses the greedy one was, a stale policy's even:
     it did not look at the sampled one, and the expected gradient is that of E[r]."""
     for earned in REWARDS:
 
@@ -274,7 +274,7 @@ def check_any_greedy_answer_costs_no_bias(compare) -> None:
 
 
 def check_kl_of_the_whole_answer(weigh) -> None:
-    """PG-7, KL-9: the expected gradient is that of E[r] - beta KL."""
+    """The expected gradient is that of E[r] - beta KL."""
 
     def loss(rows, logprobs, mask):
         k1 = torch.where(mask, logprobs.detach() - REF_LOGPROBS[rows], 0.0)
@@ -332,7 +332,7 @@ def group_mean(rewards):
 
 
 def check_leave_one_out(compare) -> None:
-    """ADV-1 to ADV-5: what makes it leave-one-out, and not just unbiased."""
+    """What makes it leave-one-out, and not just unbiased."""
 
     @common.forall(strategies.groups())
     def holds(rewards):
@@ -346,7 +346,7 @@ def check_leave_one_out(compare) -> None:
         ]
         close(actual, float64(by_hand))
         close(actual.sum(1), 0.0)
-        close(actual, K / (K - 1) * group_mean(rewards))  # X-4
+        close(actual, K / (K - 1) * group_mean(rewards))
         if K == 2:
             close(actual[:, 0], rewards[:, 0] - rewards[:, 1])
         for a, b in ((2.5, 1.0), (-1.0, 3.0), (0.0, -2.0)):
@@ -362,7 +362,7 @@ def check_leave_one_out(compare) -> None:
 
 
 def check_own_share_of_the_gradient(compare) -> None:
-    """PG-3: an answer is part of its own mean, which leaves (K - 1)/K of the gradient
+    """An answer is part of its own mean, which leaves (K - 1)/K of the gradient
     of E[r]."""
     expected = world.true_gradient(LOGITS, REWARDS)
     for K in (2, 3, 4):
@@ -370,7 +370,7 @@ def check_own_share_of_the_gradient(compare) -> None:
 
 
 def check_std_weighs_the_problem(advantage) -> None:
-    """PG-4: of right or wrong the std turns nothing. One problem with chance p has the
+    """Of right or wrong the std turns nothing. One problem with chance p has the
     gradient of p, times
 
     Σ_c Bin(c; K, p) c (K - c) / K² / (s_c + 1e-4) / (p (1 - p)), s_c the sample std.
@@ -388,7 +388,7 @@ def check_std_weighs_the_problem(advantage) -> None:
 
 
 def check_golden_advantages(advantage) -> None:
-    """ADV-6: they tell the divisor K - 1 from K."""
+    """They tell the divisor K - 1 from K."""
     rewards = float64([[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0]])
     a = math.sqrt(3) / 2
     expected = float64([[a, -a, -a, a], [1.5, -0.5, -0.5, -0.5]])
@@ -396,7 +396,7 @@ def check_golden_advantages(advantage) -> None:
 
 
 def check_own_group_only(advantage) -> None:
-    """ADV-5, ADV-8: another group changes nothing, nor does a constant."""
+    """Another group changes nothing, nor does a constant."""
 
     @common.forall(strategies.groups(max_prompts=2), examples=20)
     def holds(rewards):
@@ -409,7 +409,7 @@ def check_own_group_only(advantage) -> None:
 
 
 def check_spread(advantage) -> None:
-    """ADV-1, ADV-6, ADV-7: they add up to 0 and, without an epsilon, their squares to
+    """They add up to 0 and, without an epsilon, their squares to
     K - 1; an epsilon makes none of them larger."""
 
     @common.forall(strategies.groups(), examples=20)
@@ -426,7 +426,7 @@ def check_spread(advantage) -> None:
 
 
 def check_equal_rewards(advantage) -> None:
-    """ADV-9, NUM-2: exactly 0, whatever the number, its type and K, and beside a group
+    """Exactly 0, whatever the number, its type and K, and beside a group
     of another number.
 
     In float32 the mean of seven times 0.1 is not 0.1.
@@ -441,7 +441,7 @@ def check_equal_rewards(advantage) -> None:
 
 
 def check_epsilon_law(advantage) -> None:
-    """ADV-8: A(a r) = ±A(r) (s + e) / (s + e / |a|), and no other size of it."""
+    """A(a r) = ±A(r) (s + e) / (s + e / |a|), and no other size of it."""
     rewards = float64([[1.0, 0.0, 0.0], [0.1, 0.5, -1.0]])
     s = rewards.std(1, keepdim=True)
     for a, e in ((0.25, 1e-4), (0.25, 0.5), (40.0, 0.5), (-3.0, 0.5)):
@@ -465,7 +465,7 @@ def each_ninth(mask):
 
 
 def check_weights(reduction, of_an_answer) -> None:
-    """C-3, C-5, C-12: what an answer's weights add up to, however it is padded."""
+    """What an answer's weights add up to, however it is padded."""
 
     @common.forall(strategies.shapes().flatmap(strategies.masks), examples=20)
     def holds(mask):
@@ -481,7 +481,7 @@ def check_weights(reduction, of_an_answer) -> None:
 
 
 def check_constant_divisor(reduction) -> None:
-    """PG-6: no answer can change it, so the gradient is that of E[r], over it."""
+    """No answer can change it, so the gradient is that of E[r], over it."""
 
     def weighted(rows, logprobs, mask):
         each = REWARDS[rows][:, None] * logprobs
@@ -493,7 +493,7 @@ def check_constant_divisor(reduction) -> None:
 
 
 def check_divergence_of_each_choice(term, divergence) -> None:
-    """KL-5 to KL-7: on fresh answers, summed over tokens, a term has the gradient of
+    """On fresh answers, summed over tokens, a term has the gradient of
     this divergence of each choice, the ways to the choices as they are."""
 
     def loss(rows, logprobs, mask):
@@ -549,7 +549,7 @@ def check_clip_by_hand(loss) -> None:
 
 
 def check_quadrants(loss) -> None:
-    """PPO-3, PPO-4: value and gradient for either sign of A on all sides of the band.
+    """Value and gradient for either sign of A on all sides of the band.
 
     No gradient where A > 0 and ratio > 1 + eps_high or A < 0 and ratio < 1 - eps_low,
     else -ratio A; and never less than without the clip.
@@ -590,7 +590,7 @@ POLICY_CASES = strategies.batches(
 
 
 def check_only_the_ratio_counts(loss, cases) -> None:
-    """PPO-4, PPO-5: what both log-probs share cancels, three times A counts three
+    """What both log-probs share cancels, three times A counts three
     times, and nothing is better than it would be without the clip."""
 
     @common.forall(cases, examples=20)
@@ -618,7 +618,7 @@ def at_one_token(loss, log_ratio, A, shape, **band):
 
 
 def check_where_the_clip_lets_go(loss, shape=(1, 1)) -> None:
-    """PPO-3, PPO-4, in every quadrant, with an asymmetric band (0.8, 1.3).
+    """Value and slope in every quadrant, with an asymmetric band (0.8, 1.3).
 
     `shape` of the advantages. A token that has all but vanished is in no way special.
     """
@@ -632,7 +632,7 @@ def check_where_the_clip_lets_go(loss, shape=(1, 1)) -> None:
 
 
 def check_on_the_edge_it_moves(loss, shape=(1, 1)) -> None:
-    """PPO-3: a ratio that stands on the edge of the band is still within."""
+    """A ratio that stands on the edge of the band is still within."""
     low, high = float64([-0.5, 0.5]).exp().tolist()
     band = {"eps_low": 1 - low, "eps_high": high - 1}
     close(at_one_token(loss, 0.5, 1.0, shape, **band)[1], -high)
@@ -680,7 +680,7 @@ def with_an_opinion(critic):
 
 
 def check_who_learns_from_values(score_tokens) -> None:
-    """C-8: a trunk that policy and critic share, and no policy with a critic apart."""
+    """A trunk that policy and critic share, and no policy with a critic apart."""
     tokens = torch.randint(5, 200, (2, 6), generator=generator())
     mask = torch.ones(2, 5, dtype=torch.bool)
     for shared in (False, True):
@@ -723,7 +723,7 @@ GAMMAS = st.sampled_from([0.0, 0.5, 0.9, 1.0])
 
 
 def explicit(r, V, gamma, lam):
-    """GAE-1: Σ_j (γλ)^j δ_{t+j}, with δ from the definition and nothing at the end."""
+    """Σ_j (γλ)^j δ_{t+j}, with δ from the definition and nothing at the end."""
     V = [*V, 0.0]
     n = len(r)
     delta = [r[t] + gamma * V[t + 1] - V[t] for t in range(n)]
@@ -740,7 +740,7 @@ def on_each_row(gamma, lam, advantages, token_rewards, values, mask):
 
 
 def check_gae(advantage) -> None:
-    """GAE-1, 11: the sum over live tokens, wherever the masked ones lie; the rest."""
+    """The sum over live tokens, wherever the masked ones lie; the rest."""
 
     @common.forall(st.tuples(STEPS, GAMMAS, GAMMAS))
     def holds(drawn):
@@ -748,22 +748,22 @@ def check_gae(advantage) -> None:
         r, V, mask = case.values()
         A = advantage(r, V, mask, gamma, lam)
         on_each_row(gamma, lam, A, **case)
-        close(advantage(r, V, mask, 0.0, lam), torch.where(mask, r - V, 0.0))  # GAE-3
-        double = advantage(2 * r + 1, 2 * V - 1, mask, gamma, lam)  # GAE-4
+        close(advantage(r, V, mask, 0.0, lam), torch.where(mask, r - V, 0.0))
+        double = advantage(2 * r + 1, 2 * V - 1, mask, gamma, lam)
         ones = torch.ones_like(r)
         close(double, 2 * A + advantage(ones, -ones, mask, gamma, lam), atol=1e-9)
         zero = torch.zeros_like(r)
-        earned = advantage(r, zero, mask, gamma, 1.0)  # GAE-2: λ = 1, return less V
+        earned = advantage(r, zero, mask, gamma, 1.0)  # λ = 1: return less V
         whole = advantage(r, V, mask, gamma, 1.0)
         close(whole, torch.where(mask, earned - V, 0.0), atol=1e-9)
-        perfect = advantage(r, earned, mask, gamma, lam)  # GAE-10: nothing to regret
+        perfect = advantage(r, earned, mask, gamma, lam)  # nothing to regret
         close(perfect, 0.0, atol=1e-9)
 
     holds()
 
 
 def check_what_is_known_beforehand(advantage) -> None:
-    """GAE-5: γΦ' - Φ in the reward with V - Φ; Φ is 0 at the end. GAE-6, GAE-7."""
+    """ΓΦ' - Φ in the reward with V - Φ; Φ is 0 at the end."""
 
     @common.forall(st.tuples(STEPS, near((1, 5)), GAMMAS, GAMMAS))
     def holds(drawn):
@@ -774,7 +774,7 @@ def check_what_is_known_beforehand(advantage) -> None:
         A = advantage(r, V, mask, gamma, lam)
         shaped = advantage(r + gamma * later(phi) - phi, V - phi, mask, gamma, lam)
         close(shaped, A, atol=1e-9)
-        # GAE-6 fails at the end alone, where V is 0 and not c: -c λ^(steps to go).
+        # A constant c in V shows at the end alone, where V is 0: -c λ^(steps to go).
         to_go = torch.arange(r.shape[1]).flip(0).double()
         raised = advantage(r, V + 2.0, mask, 1.0, lam)
         close(raised, advantage(r, V, mask, 1.0, lam) - 2.0 * lam**to_go, atol=1e-9)
@@ -794,7 +794,7 @@ SPREAD = strategies.batches(shape=(2, 4), x=near)
 
 
 def check_whitening(scale) -> None:
-    """WH-1 to WH-4: over live slots the mean is 0 and the variance, divided by their
+    """Over live slots the mean is 0 and the variance, divided by their
     number, 1; order and masked slots stay as they are."""
 
     @common.forall(SPREAD)
@@ -825,7 +825,7 @@ TOKEN_PAID = strategies.batches(
 
 
 def check_token_rewards_add_up(shape) -> None:
-    """GAE-12, KL-10: Σ = score - beta Σ k1; a likelier reference costs less."""
+    """Σ = score - beta Σ k1; a likelier reference costs less."""
 
     @common.forall(TOKEN_PAID, examples=15)
     def holds(case):
@@ -843,14 +843,14 @@ def check_token_rewards_by_hand(shape) -> None:
 
 
 def check_one_of_its_kind(scale) -> None:
-    """WH-4: with one live token, or with equal ones, exactly 0 and never nan."""
+    """With one live token, or with equal ones, exactly 0 and never nan."""
     x = torch.full((3, 7), 0.1)
     assert (scale(x, torch.ones(3, 7, dtype=torch.bool)) == 0).all()
     assert (scale(x, torch.arange(21).reshape(3, 7) == 4) == 0).all()
 
 
 def check_far_from_0(scale) -> None:
-    """WH-2 in float32: a common shift by 1000 changes nothing."""
+    """In float32: a common shift by 1000 changes nothing."""
     x, mask = torch.tensor([[0.0, 1.0, 3.0, 0.5]]), torch.ones(1, 4, dtype=torch.bool)
     close(scale(x + 1000, mask), scale(x, mask), atol=1e-5)
 
@@ -859,7 +859,7 @@ VALUES = strategies.batches(shape=(2, 3), values=near, old_values=near, returns=
 
 
 def check_values_move_towards_returns(loss) -> None:
-    """VC-1, VC-2: slope V - R, but 0 beyond the clip on the way to R; a clip makes
+    """Slope V - R, but 0 beyond the clip on the way to R; a clip makes
     nothing better, and nothing other where no value has moved."""
 
     @common.forall(VALUES, examples=20)
@@ -918,7 +918,7 @@ def ppo_run(train, policy, config, reward=yes, **more):
 
 
 def check_first_ratio(train) -> None:
-    """PPO-1: exactly 1, bit by bit, whatever the minibatches."""
+    """Exactly 1, bit by bit, whatever the minibatches."""
     more = {"minibatches": 3, "micro_batch": 3, "temperature": 0.8}
     config = replace(PPO, updates=2, **more)
     metrics = list(ppo_run(train, base(), config))
@@ -926,7 +926,7 @@ def check_first_ratio(train) -> None:
 
 
 def check_micro_batches(train) -> None:
-    """C-4, in float64: sizes that do and do not divide the answers change nothing."""
+    """In float64: sizes that do and do not divide the answers change nothing."""
     config = replace(PPO, updates=2)
     training.check_micro_batches(partial(ppo_run, train), config, sizes=(100, 5))
 

@@ -85,7 +85,7 @@ def pair(question, chosen, rejected):
 
 
 def check_starts_as_a_policy_gradient(loss) -> None:
-    """X-2: at the reference own pairs, told right from wrong, give β ∇ E[right].
+    """At the reference own pairs, told right from wrong, give β ∇ E[right].
 
     Of two draws, RLOO's advantages are ± their difference in reward, and half the sum
     of A ∇ log π is unbiased.
@@ -97,7 +97,7 @@ def check_starts_as_a_policy_gradient(loss) -> None:
 
 
 def check_at_the_reference(loss) -> None:
-    """DPO-1, DPO-2: log 2, whatever the answers; -beta/2 and beta/2."""
+    """Log 2, whatever the answers; -beta/2 and beta/2."""
 
     @common.forall(st.tuples(PAIRS, BETAS), examples=10)
     def holds(drawn):
@@ -114,7 +114,7 @@ def check_at_the_reference(loss) -> None:
 
 
 def check_slope_anywhere(loss) -> None:
-    """DPO-2, DPO-7: -beta σ(-beta h) for the chosen answer, always downhill."""
+    """-beta σ(-beta h) for the chosen answer, always downhill."""
     for h in (-3.0, -0.4, 0.0, 1.0, 2.5):
         for beta in (0.1, 0.5, 2.0):
             value, (chosen, rejected) = at(h, beta, loss)
@@ -124,7 +124,7 @@ def check_slope_anywhere(loss) -> None:
 
 
 def check_only_the_margin_counts(loss) -> None:
-    """DPO-4: numbers added to the policy's two, to the reference's two, or to both
+    """Numbers added to the policy's two, to the reference's two, or to both
     log-probs of one answer change nothing. Below 0, for the policy's own chosen answer
     and for the reference's rejected one, they make it dearer."""
     shifts = st.sampled_from([-2.5, -0.5])
@@ -144,7 +144,7 @@ def check_only_the_margin_counts(loss) -> None:
 
 
 def check_beta_scales_the_margin(loss) -> None:
-    """DPO-5: L(beta, h) = L(1, beta h)."""
+    """L(beta, h) = L(1, beta h)."""
 
     @common.forall(st.tuples(PAIRS, BETAS), examples=10)
     def holds(drawn):
@@ -156,7 +156,7 @@ def check_beta_scales_the_margin(loss) -> None:
 
 
 def check_a_swap_adds_beta_h(loss) -> None:
-    """DPO-6: L(-h) - L(h) = beta h."""
+    """L(-h) - L(h) = beta h."""
 
     @common.forall(st.tuples(PAIRS, BETAS), examples=10)
     def holds(drawn):
@@ -172,7 +172,7 @@ def check_a_swap_adds_beta_h(loss) -> None:
 
 
 def check_margins_of_any_size(loss) -> None:
-    """DPO-8: pairs told apart by 10,000 nats, or mistaken by as much, cost max(0, -h),
+    """Pairs told apart by 10,000 nats, or mistaken by as much, cost max(0, -h),
     with slopes that are finite."""
     for h in (-1e4, -1000.0, 1000.0, 1e4):
         value, slopes = at(h, 1.0, loss)
@@ -181,7 +181,7 @@ def check_margins_of_any_size(loss) -> None:
 
 
 def check_any_margin(shape) -> None:
-    """DPO-8: finite, where -log(sigmoid(x)) would be inf; and log(1 + e^-beta h)."""
+    """Finite, where -log(sigmoid(x)) would be inf; and log(1 + e^-beta h)."""
     for h in (-1e4, -1000.0, 1000.0, 1e4):
         leaf = float64(h).requires_grad_()
         value = shape(leaf, 1.0)
@@ -223,7 +223,7 @@ def check_finite_goal(shape) -> None:
 
 
 def check_sums_over_answers(pair_logprobs) -> None:
-    """T45: of each answer alone, EOS included, the prompt not."""
+    """Of each answer alone, EOS included, the prompt not."""
     policy = base()
     named = [("a", "y", "no"), ("long one", "noo", "y"), ("c", "", "n")]
     pairs = [pair(*each) for each in named]
@@ -332,14 +332,14 @@ def by_loops(points, rewards, margin=0.0):
 
 
 def check_mean_per_token(mean_logprobs) -> None:
-    """LP-3, by hand; and columns of padding do not count."""
+    """By hand; and columns of padding do not count."""
     call = common.copied(ANSWERS)
     close(mean_logprobs(call["logprobs"], call["mask"]), [-1.0, -0.5, -0.3, -2.0])
     common.check_mask_is_inert(mean_logprobs, ROWS)
 
 
 def check_ranking(loss) -> None:
-    """RR-1: the sum over pairs of unequal rewards, as the formula is read."""
+    """The sum over pairs of unequal rewards, as the formula is read."""
 
     @common.forall(st.tuples(RANKED, st.sampled_from([0.0, 0.5])))
     def holds(drawn):
@@ -354,7 +354,7 @@ def check_ranking(loss) -> None:
 
 
 def check_violated_pairs(loss) -> None:
-    """RR-2: +1 to p_i, -1 to p_j; 0 at exact ties."""
+    """+1 to p_i, -1 to p_j; 0 at exact ties."""
 
     @common.forall(RANKED)
     def holds(case):
@@ -372,7 +372,7 @@ def check_violated_pairs(loss) -> None:
 
 
 def check_what_ranking_does_not_see(loss) -> None:
-    """RR-3: p + c, rising maps of the rewards, the order of answers; degree 1 in p."""
+    """P + c, rising maps of the rewards, the order of answers; degree 1 in p."""
 
     @common.forall(RANKED, examples=15)
     def holds(case):
@@ -388,7 +388,7 @@ def check_what_ranking_does_not_see(loss) -> None:
 
 
 def check_more_answers_cost_no_less(loss) -> None:
-    """RR-4: the loss is a sum over pairs, not their mean."""
+    """The loss is a sum over pairs, not their mean."""
 
     @common.forall(RANKED, examples=20)
     def holds(case):
@@ -399,7 +399,7 @@ def check_more_answers_cost_no_less(loss) -> None:
 
 
 def check_ties_ask_for_nothing(loss) -> None:
-    """RR-4: answers that earned the same ask for nothing, whatever the margin."""
+    """Answers that earned the same ask for nothing, whatever the margin."""
     for margin in (0.0, 1.0):
         tied = {**RANKS, "rewards": torch.full((2, 3), 0.1).double()}
         value, slopes = common.value_and_gradients(
@@ -409,7 +409,7 @@ def check_ties_ask_for_nothing(loss) -> None:
 
 
 def check_first_of_the_best(best_answers) -> None:
-    """RR-6: one with the highest reward, of equals the first; none at 0 or less."""
+    """One with the highest reward, of equals the first; none at 0 or less."""
 
     @common.forall(BINARY | GRADED, examples=20)
     def holds(rewards):
@@ -422,7 +422,7 @@ def check_first_of_the_best(best_answers) -> None:
 
 
 def check_imitation(loss) -> None:
-    """RR-6: the tokens of the best answers, each alike, and nothing of any other slot;
+    """The tokens of the best answers, each alike, and nothing of any other slot;
     where nothing is right, nothing."""
     mask, rewards = ANSWERS["mask"], ANSWERS["rewards"].view(2, 2)
     best = (mask & (ANSWERS["rewards"] > 0)[:, None]).double()
@@ -483,7 +483,7 @@ def check_imitates_the_first_right_answer(loss) -> None:
 
 
 def check_parts_of_whole_problems(loss) -> None:
-    """C-4: each part divided by the batch's problems and by its tokens to imitate."""
+    """Each part divided by the batch's problems and by its tokens to imitate."""
     four_answers = JUDGED.filter(lambda case: len(case["mask"]) == 4)
 
     @common.forall(four_answers, examples=15)

@@ -97,7 +97,7 @@ def read(forward, model, *call):
 
 
 def check_cached_columns(forward) -> None:
-    """GEN-1: however a sequence is split, its logits are those of one forward."""
+    """However a sequence is split, its logits are those of one forward."""
     model, tokens = make(), ids(3, 9)
     for padding in (None, torch.tensor([3, 0, 5])):
         full = read(forward, model, tokens, None, padding)
@@ -110,7 +110,7 @@ def check_cached_columns(forward) -> None:
 
 
 def check_padding_is_unseen(forward) -> None:
-    """GEN-3: left, right and no padding agree where there is text."""
+    """Left, right and no padding agree where there is text."""
     model, tokens, padding = make(), ids(3, 8), [0, 2, 6]
     alone = read(forward, model, tokens)
     right = torch.cat((tokens, tokens[:, :4]), dim=1)
@@ -129,7 +129,7 @@ def rolled(generate, model, prompts, seed=0, steps=8, pad_id=PAD, **options):
 
 
 def check_rollout(generate) -> None:
-    """GEN-10, GEN-11: prompt, response and padding stand where they should.
+    """Prompt, response and padding stand where they should.
 
     A row stops at its first EOS, which is a choice like any other, or is truncated.
     """
@@ -169,7 +169,7 @@ def check_control_tokens_are_told_by_place(generate) -> None:
 
 
 def check_teacher_forcing(generate) -> None:
-    """GEN-8: what was recorded is what the model, forced, says at the temperature."""
+    """What was recorded is what the model, forced, says at the temperature."""
     for temperature in (0.7, 1.0, 1.5):
         model, K = Policy(-1.0), 3
         options = {"samples": K, "temperature": temperature}
@@ -182,7 +182,7 @@ def check_teacher_forcing(generate) -> None:
 
 
 def check_model_left_alone(generate) -> None:
-    """GEN-7, GEN-12: its modes and weights, torch's own generator, gradients on."""
+    """Its modes and weights, torch's own generator, gradients on."""
     model = Policy()
     model.layers[1].eval()
     modes = [module.training for module in model.modules()]
@@ -234,7 +234,7 @@ def check_collated(collate) -> None:
 
 
 def check_eos_is_learnt_where_it_is_the_pad(collate) -> None:
-    """SFT-6: the live labels of a row are its answer and its EOS."""
+    """The live labels of a row are its answer and its EOS."""
     tokens, mask = collate([([5], [6, 7, 2]), ([5], [6, 2])], 2)
     assert mask.sum(1).tolist() == [3, 2]
     assert tokens[:, 1:][mask].tolist() == [6, 7, 2, 6, 2]

@@ -84,7 +84,7 @@ def run_and_save(
 
 
 def check_resume(begin: Begin, stops: Sequence[int], path: Path) -> None:
-    """IO-3: resumed from what was saved after any of these updates: the same bits.
+    """Resumed from what was saved after any of these updates: the same bits.
 
     Compared are the metrics of every later update and, at the end, all of the state.
     """
@@ -376,7 +376,7 @@ def check_micro_batches(
     floor: float = 1e-12,
     **more,
 ) -> None:
-    """C-4, in float64: sizes that do and do not divide a batch change nothing."""
+    """In float64: sizes that do and do not divide a batch change nothing."""
     ends = []
     for size in sizes:
         state: dict = {}
