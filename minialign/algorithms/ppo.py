@@ -51,7 +51,6 @@ from minialign.logprobs import (
     Count,
     at_least_float32,
     kl_k1,
-    kl_k3,
     probability_ratio,
     sequence_sum,
     token_mean,
@@ -484,16 +483,17 @@ def train(
                 entropy = token_mean(entropies, part.mask, count=tokens)
                 total = loss + config.value_coef * wrong - config.entropy_coef * entropy
                 learner.backward(total, part.mask.sum())
-                new = logprobs.detach()  # (b, s)
-                ratio = probability_ratio(new, old, part.mask)  # (b, s)
+                # For the report: how far has the policy moved since it drew?
+                log_ratio = torch.where(part.mask, logprobs.detach() - old, 0.0)
+                ratio = log_ratio.exp()  # (b, s), ρ
+                k3 = torch.expm1(log_ratio) - log_ratio  # (b, s), of KL(π_old ‖ π)
                 clipped = ratio.clamp(1 - config.eps_low, 1 + config.eps_high)
                 flat = A * (ratio - clipped) > 0  # (b, s), where the clip holds
-                moved = kl_k3(old, new, part.mask).sum() / tokens
                 sums.add(
                     loss=loss,
                     value_loss=wrong,
-                    approx_kl=moved,
-                    clip_fraction=flat.sum().double() / tokens,
+                    approx_kl=k3.sum() / tokens,
+                    clip_fraction=flat.sum() / tokens,
                 )
                 if steps_done == 0:
                     ratio_first = torch.maximum(ratio_first, (ratio - 1).abs().max())
