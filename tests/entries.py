@@ -239,6 +239,7 @@ class Entry:
 def batches(draw: golden.Batches) -> st.SearchStrategy[Case]:
     slots = dict.fromkeys(draw.nats.split(), partial(strategies.logprobs, low=-3.0))
     slots |= dict.fromkeys(draw.signed.split(), policy_gradients.near)
+    slots |= dict.fromkeys(draw.shares.split(), policy_gradients.shares)
     shapes = strategies.shapes(max_batch=3, max_length=5)
 
     @st.composite
@@ -272,6 +273,8 @@ def one_batch(draw: golden.Batches) -> Case:
         call[name] = table(name, B, S, low=-2.0, high=0.0)
     for name in draw.signed.split():
         call[name] = table(name, B, S, low=-2.0, high=2.0)
+    for name in draw.shares.split():
+        call[name] = table(name, B, S, low=0.1, high=0.5)
     for name in draw.rows.split():
         call[name] = table(name, B, low=-1.0, high=1.0)
     return call
@@ -285,6 +288,7 @@ def one_group(draw: golden.Groups, name: str) -> Case:
 
 BETA = {"beta": (-0.1, nan, inf)}
 BAND = {"eps_low": (0.0, -0.1, 1.1, nan), "eps_high": (0.0, -0.1, nan)}
+NARROW = {"eps_low": 0.1, "eps_high": 0.4}
 SHARE = (-0.1, 1.1, nan)
 
 # Functions that are called by more than tensors
@@ -706,6 +710,35 @@ ENTRIES = [
                 cases=policy_gradients.CLIP_CASES,
             ),
             CLAIMS.check_tokens_are_unbiased_at_ratio_1,
+        ],
+    ),
+    Entry(
+        grpo.grpo_loss,
+        fixed_call=policy_gradients.WEIGHED,  # both edges bind
+        options=[
+            {**NARROW, "beta": 0.7},
+            {**NARROW, "beta": 0.3},
+            {**NARROW, "beta": 0.7, "kl_term": grpo.k1_term},
+            {**NARROW, "beta": 0.7, "kl_term": grpo.k2_term},
+            {"eps_low": 0.9, "eps_high": 0.4, "beta": 0.7},
+            {"eps_low": 0.1, "eps_high": 9.0, "beta": 0.7},
+        ],
+        defaults={"eps_low": 0.2, "eps_high": 0.2, "kl_term": grpo.k3_term},
+        refuses=BAND | BETA,
+        owes=[
+            policy_gradients.check_reductions_by_hand,
+            policy_gradients.check_what_need_not_be_said,
+            policy_gradients.check_parts_add_up,
+            policy_gradients.check_rows_twice_without_weights,
+            partial(policy_gradients.check_where_the_clip_lets_go, shape=(1,)),
+            partial(policy_gradients.check_on_the_edge_it_moves, shape=(1,)),
+            partial(
+                policy_gradients.check_only_the_ratio_counts,
+                cases=policy_gradients.CLIP_CASES,
+            ),
+            policy_gradients.check_the_price_is_never_let_go,
+            CLAIMS.check_centred_by_a_constant,
+            CLAIMS.check_price_of_each_choice,
         ],
     ),
     # ppo

@@ -281,6 +281,12 @@ def draw_signed(dice, odd: str) -> float:
     return 0.25 + 1e-9 * dice.randint(0, 3) if odd else round(dice.uniform(-2, 2), 3)
 
 
+def draw_share(dice, odd: str) -> float:
+    if odd == "extreme numbers":
+        return dice.choice((0.0, 1e-9, 0.5, 100.0))
+    return 0.25 if odd else round(dice.uniform(0, 0.5), 3) + 0.0
+
+
 def draw_row(dice, odd: str) -> float:
     if odd == "extreme numbers":
         return dice.choice((-100.0, 1e-9, 100.0))
@@ -296,6 +302,7 @@ class Batches:
 
     nats: str = ""  # names of the (B, S) arguments that are log-probabilities
     signed: str = ""  # names of those that are any numbers
+    shares: str = ""  # names of those that are 0 or more
     rows: str = ""  # names of the (B,) arguments: one number a row
     options: Sequence[dict] = ({},)
     dead: bool = True  # False: every row has a live slot
@@ -314,14 +321,17 @@ class Batches:
     def __call__(self, dice):
         cases = []
         nats, signed = self.nats.split(), self.signed.split()
+        shares = self.shares.split()
         for i, (note, layout, regime) in enumerate(self.layouts()):
             mask, first = grid(layout), {}
             inputs = {"mask": mask} | self.options[i % len(self.options)]
-            for name in nats + signed:
+            for name in nats + signed + shares:
                 filled = [[dice.choice(JUNK) for _ in row] for row in mask]
                 for b, s in where(mask):
                     if name in signed:
                         filled[b][s] = draw_signed(dice, regime)
+                    elif name in shares:
+                        filled[b][s] = draw_share(dice, regime)
                     else:
                         filled[b][s] = draw_nats(dice, regime, first.get((b, s)))
                         first.setdefault((b, s), filled[b][s])
@@ -801,6 +811,69 @@ def clipped_loss(logprobs, old_logprobs, advantages, mask, eps_low, eps_high):
 def clipped(eps_low, eps_high, logprob, old_logprob, A) -> Number:
     ratio = exp(logprob - old_logprob)
     return -smaller(ratio * A, clamp(ratio, 1 - eps_low, 1 + eps_high) * A)
+
+
+PENALTIES = (
+    {"eps_low": 0.2, "eps_high": 0.2, "beta": 0.04, "kl_term": "k3_term"},
+    {"eps_low": 0.1, "eps_high": 0.4, "beta": 2.5, "kl_term": "k2_term"},
+    {"eps_low": 0.2, "eps_high": 0.28, "beta": 0.0, "kl_term": "k3_term"},
+    {"eps_low": 1.0, "eps_high": 1e9, "beta": 0.5, "kl_term": "k1_term"},
+)
+
+
+def by_sequence(dice):
+    """Cases without weights; beta 0 takes turns with the others, and needs no ref."""
+    options = [option | {"weights": None} for option in PENALTIES]
+    nats = "logprobs old_logprobs ref_logprobs"
+    cases = Batches(nats, rows="advantages", options=options)(dice)
+    for _, inputs in cases:
+        if inputs["beta"] == 0:
+            inputs["ref_logprobs"] = None
+    return [(f"{note}; no weights", inputs) for note, inputs in cases]
+
+
+@vectors(
+    "grpo.grpo_loss",
+    Batches(
+        nats="logprobs old_logprobs ref_logprobs",
+        shares="weights",
+        rows="advantages",
+        options=PENALTIES,
+        extra=by_sequence,
+    ),
+    by="logprobs",
+)
+def grpo_loss(
+    logprobs,
+    old_logprobs,
+    advantages,
+    mask,
+    weights,
+    eps_low,
+    eps_high,
+    beta,
+    ref_logprobs,
+    kl_term,
+):
+    """Σ w (−min(ρ A_b, clip(ρ, 1 − eps_low, 1 + eps_high) A_b) + β KL) over live slots,
+    ρ = π / π_old; weights null: w = 1 / (rows with a live slot · live slots of the
+    row); KL by kl_term, d = log π_ref − log π: k1_term −d, k2_term d² / 2, k3_term
+    exp(d) − 1 − d"""
+    terms = {
+        "k1_term": lambda d: -d,
+        "k2_term": lambda d: d**2 / 2,
+        "k3_term": lambda d: exp(d) - 1 - d,
+    }
+    loss = ZERO
+    for b, s in where(mask):
+        ratio = exp(logprobs[b][s] - old_logprobs[b][s])
+        bounded = clamp(ratio, 1 - eps_low, 1 + eps_high)
+        each = -smaller(ratio * advantages[b], bounded * advantages[b])
+        if beta > 0:
+            each = each + beta * terms[kl_term](ref_logprobs[b][s] - logprobs[b][s])
+        w = ONE / answers(mask) / sum(mask[b]) if weights is None else weights[b][s]
+        loss = loss + w * each
+    return loss
 
 
 # ppo

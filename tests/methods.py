@@ -370,7 +370,7 @@ METHODS = {
             "minibatches": 2,
             "micro_batch": 6,
         },
-        flips={"clipped_loss": {}},
+        flips={"grpo_loss": {}},
         variants={
             "paper": {},
             "Dr. GRPO": {

@@ -964,6 +964,119 @@ def clipped_loss_into_the_old(
     return -torch.minimum(ratio * A, ratio.clamp(1 - eps_low, 1 + eps_high) * A)
 
 
+def _earned_and_price(
+    logprobs, old_logprobs, advantages, mask, weights, *, beta=0.0, **options
+):
+    """Of each choice the clipped loss and beta KL, (B, S) both, of a legal call."""
+    call = logprobs, old_logprobs, advantages, mask
+    grpo.grpo_loss(*call, weights, beta=beta, **options)
+    term, ref = options.pop("kl_term", grpo.k3_term), options.pop("ref_logprobs", None)
+    earned = grpo.clipped_loss(*call, **options)
+    if beta == 0:
+        return earned, torch.zeros_like(earned)
+    return earned, beta * term(logprobs, old_logprobs, ref, mask)
+
+
+def _weighed(each, mask, weights):
+    if weights is None:
+        return sequence_mean(each, mask)
+    return (torch.where(mask, weights.detach(), 0.0) * each).sum()
+
+
+@imitates(
+    grpo.grpo_loss,
+    "price_of_each_choice reductions_by_hand the_price_is_never_let_go",
+)
+def grpo_loss_for_drifting(
+    logprobs, old_logprobs, advantages, mask, weights=None, **options
+):
+    """Pays for KL where it should charge."""
+    call = logprobs, old_logprobs, advantages, mask, weights
+    earned, price = _earned_and_price(*call, **options)
+    return _weighed(earned - price, mask, weights)
+
+
+@imitates(grpo.grpo_loss, "reductions_by_hand price_of_each_choice parts_add_up")
+def grpo_loss_with_a_kl_of_its_own(
+    logprobs, old_logprobs, advantages, mask, weights=None, **options
+):
+    """The KL's mean over answers, whatever the weights of all the rest."""
+    call = logprobs, old_logprobs, advantages, mask, weights
+    earned, price = _earned_and_price(*call, **options)
+    if not mask.any():
+        return _weighed(earned, mask, weights)
+    return _weighed(earned, mask, weights) + sequence_mean(price, mask)
+
+
+@imitates(grpo.grpo_loss, "reductions_by_hand price_of_each_choice")
+def grpo_loss_with_a_kl_without_weights(
+    logprobs, old_logprobs, advantages, mask, weights=None, **options
+):
+    """What is earned is a mean, and the KL beside it a sum over all tokens."""
+    call = logprobs, old_logprobs, advantages, mask, weights
+    earned, price = _earned_and_price(*call, **options)
+    return _weighed(earned, mask, weights) + price.sum()
+
+
+@imitates(grpo.grpo_loss, "the_price_is_never_let_go reductions_by_hand")
+def grpo_loss_with_the_kl_in_the_clip(
+    logprobs, old_logprobs, advantages, mask, weights=None, **options
+):
+    """Where the clip lets go of a token, nothing draws it back to the reference."""
+    call = logprobs, old_logprobs, advantages, mask, weights
+    earned, price = _earned_and_price(*call, **options)
+    band = options.get("eps_low", 0.2), options.get("eps_high", 0.2)
+    ratio, clipped, A = _clip(*call[:4], *band)
+    held = A * (ratio - clipped) > 0
+    return _weighed(earned + torch.where(held, 0.0, price), mask, weights)
+
+
+@imitates(grpo.grpo_loss, "parts_add_up reductions_by_hand")
+def grpo_loss_of_this_part(
+    logprobs, old_logprobs, advantages, mask, weights=None, **options
+):
+    """Takes the batch's weights, and weighs by what it sees: a mean of means."""
+    call = logprobs, old_logprobs, advantages, mask, weights
+    earned, price = _earned_and_price(*call, **options)
+    return sequence_mean(earned + price, mask)
+
+
+@imitates(grpo.grpo_loss, "reductions_by_hand")
+def grpo_loss_of_the_token_mean(
+    logprobs, old_logprobs, advantages, mask, weights=None, **options
+):
+    """Where nobody says how, another reduction than the paper's."""
+    call = logprobs, old_logprobs, advantages, mask, weights
+    earned, price = _earned_and_price(*call, **options)
+    if weights is None:
+        return token_mean(earned + price, mask)
+    return _weighed(earned + price, mask, weights)
+
+
+@imitates(grpo.grpo_loss, "mask_is_inert parts_add_up reductions_by_hand")
+def grpo_loss_over_the_sum_of_weights(
+    logprobs, old_logprobs, advantages, mask, weights=None, **options
+):
+    """A mean after all: whatever stands in masked slots is divided by as well."""
+    call = logprobs, old_logprobs, advantages, mask, weights
+    earned, price = _earned_and_price(*call, **options)
+    if weights is None:
+        return sequence_mean(earned + price, mask)
+    return _weighed(earned + price, mask, weights / weights.sum())
+
+
+@imitates(grpo.grpo_loss, "no_gradient_to")
+def grpo_loss_into_the_weights(
+    logprobs, old_logprobs, advantages, mask, weights=None, **options
+):
+    """Weights that are learnt, to make the loss look small, are all 0 in the end."""
+    call = logprobs, old_logprobs, advantages, mask, weights
+    earned, price = _earned_and_price(*call, **options)
+    if weights is None:
+        return sequence_mean(earned + price, mask)
+    return (torch.where(mask, weights, 0.0) * (earned + price)).sum()
+
+
 # ppo
 
 

@@ -82,6 +82,8 @@ EXPLAINED: dict[str, str] = {
     "dpo.make_pairs: K // 2 -> K // 1": (
         "the rest are the same pairs, worse before better: the last line drops them"
     ),
+    "grpo.grpo_loss: torch.where(mask, weights.detach(), 0.0) -> "
+    "torch.where(mask, weights.detach(), 1.0)": UNSEEN,
     "ppo.score_tokens: torch.log_softmax(logits / temperature, dim=-1) -> "
     "torch.log_softmax(logits / temperature, dim=1)": LAST_IS_1,
     "ppo.gae: r[:, 0] -> r[:, -1]": SHAPE_ALONE,

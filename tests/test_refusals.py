@@ -279,7 +279,8 @@ call = {**NATS, "logprobs": FAR}
 refuse(lp.kl_k3, call, detail="80", ref_logprobs={"far above": NEW})
 call = {**call, "old_logprobs": FAR}
 refuse(lp.kl_ratio_k3, call, detail="80", ref_logprobs={"far above": NEW})
-RATIOS = [lp.kl_ratio_k3, lp.probability_ratio, grpo.clipped_loss, ppo.policy_loss]
+RATIOS = [lp.kl_ratio_k3, lp.probability_ratio]
+RATIOS += [grpo.clipped_loss, grpo.grpo_loss, ppo.policy_loss]
 for function in RATIOS:
     call = CALLS[function]
     far = {"far below": call["logprobs"] - 100}
@@ -792,6 +793,18 @@ single = {"K = 1": TRIPLES[:, :1]}
 for function in (grpo.centred_advantages, grpo.group_advantages, rloo.leave_one_out):
     refuse_groups(function, GROUP)
     refuse(function, GROUP, rewards=single)
+call = CALLS[grpo.grpo_loss]
+refuse(grpo.grpo_loss, call, detail="beta is 0.7", ref_logprobs={"none": None})
+deep = call["logprobs"] - 100
+deep = {**call, "logprobs": deep, "old_logprobs": deep}
+refuse(grpo.grpo_loss, deep, detail="80", ref_logprobs={"far above": call["logprobs"]})
+free = {**call, "beta": 0.0}
+bad = {"nan, for nothing": spoiled(call["ref_logprobs"], nan)}
+refuse(grpo.grpo_loss, free, detail=r"\[0, 1\]", ref_logprobs=bad)
+below = {"below 0": spoiled(call["weights"], -0.1)}
+refuse(grpo.grpo_loss, call, detail="-0.1", weights=below)
+dead = {"all dead, no weights": call["mask"] & False}
+refuse(grpo.grpo_loss, {**call, "weights": None}, detail="slots", mask=dead)
 call = {**GROUP, "greedy_rewards": f64(1.0, 0.0)}
 refuse_groups(remax.remax_advantages, call)
 refuse_slots(remax.remax_advantages, call, "greedy_rewards")
@@ -1206,6 +1219,14 @@ LEGAL = {
         ),
         [[-1.2], [0.8]],
     ),
+    "GRPO's weights, of a reduction, in float64": (
+        lambda: (
+            grpo.grpo_loss(
+                NEW.float(), OLD.float(), EARNED.float(), MASK, grpo.per_token(MASK, 9)
+            ).dtype
+        ),
+        torch.float32,
+    ),
     "RLOO of equals": (lambda: rloo.leave_one_out(ALIKE), 0),
     "Dr. GRPO of equals": (lambda: grpo.centred_advantages(ALIKE), 0),
     "GRPO of equals": (lambda: grpo.group_advantages(ALIKE, 0.0), 0),
@@ -1468,10 +1489,15 @@ def test_rewards_of_zero_are_legal_and_teach_nothing(train):
 # A micro-batch may be empty
 
 
-@pytest.mark.parametrize("function", COUNTED, ids=called)
+WEIGHED = [grpo.grpo_loss]  # by the batch's weights, where others have its count
+
+
+@pytest.mark.parametrize("function", COUNTED + WEIGHED, ids=called)
 def test_an_empty_micro_batch_adds_nothing(function):
     """All slots masked, and the count that of the whole batch: 0, and no slope."""
-    call = {**CALLS[function], "count": 8}
+    call = dict(CALLS[function])
+    if function in COUNTED:
+        call["count"] = 8
     call["mask"] = call["mask"] & False
     leaves = {}
     for name, x in call.items():
@@ -1483,7 +1509,8 @@ def test_an_empty_micro_batch_adds_nothing(function):
     assert all(x.grad is None or (x.grad == 0).all() for x in leaves.values())
 
 
-SLOTWISE = [each for each in CALLS if each not in [*COUNTED, *DIVIDING]]
+REDUCED = COUNTED + WEIGHED + DIVIDING
+SLOTWISE = [each for each in CALLS if each not in REDUCED]
 
 
 @pytest.mark.parametrize("function", SLOTWISE, ids=called)

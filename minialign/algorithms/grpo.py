@@ -35,11 +35,14 @@ from torch import Tensor
 
 from minialign.checks import (
     check_groups,
+    check_live,
+    check_logprobs,
     check_problems,
     check_reference,
     check_rows,
     check_settings,
     check_shapes,
+    check_some_live,
 )
 from minialign.evaluation import answer_metrics
 from minialign.logprobs import (
@@ -48,6 +51,7 @@ from minialign.logprobs import (
     kl_k3,
     masked_sum,
     probability_ratio,
+    sequence_mean,
     token_logprobs,
 )
 from minialign.model import GPT
@@ -158,7 +162,7 @@ def clipped_loss(
 ) -> Tensor:
     """−min(ρ A, clip(ρ, 1 − eps_low, 1 + eps_high) A) of each token.
     Shapes: advantages (B,), the rest (B, S) -> (B, S), 0 where masked. Units: of A.
-    Reduction: none; sum with the batch's weights. Gradient: through logprobs: −ρ A, 0
+    Reduction: none; `grpo_loss` has it. Gradient: through logprobs: −ρ A, 0
     where the clip binds: A > 0 and ρ > 1 + eps_high, or A < 0 and ρ < 1 − eps_low.
     Raises: ValueError for eps_low outside (0, 1], eps_high <= 0, log ρ > 80 nats,
     shapes that disagree, values not finite; TypeError for a mask not bool.
@@ -173,6 +177,61 @@ def clipped_loss(
     A = torch.where(mask, advantages.detach()[:, None], 0.0)  # (B, S)
     clipped = ratio.clamp(1 - eps_low, 1 + eps_high)  # (B, S)
     return -torch.minimum(ratio * A, clipped * A)
+
+
+def grpo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    weights: Tensor | None = None,
+    *,
+    eps_low: float = 0.2,
+    eps_high: float = 0.2,
+    beta: float = 0.0,
+    ref_logprobs: Tensor | None = None,
+    kl_term: KLTerm = k3_term,
+) -> Tensor:
+    """The whole loss: clipped choices and their KL, each with its weight in the batch.
+
+        L = Σ_b Σ_s w[b, s] (−min(ρ A_b, clip(ρ, 1 − eps_low, 1 + eps_high) A_b)
+                             + beta KL[b, s]),  ρ = π / π_old
+
+    `weights` are those of a reduction over the *whole* batch, such as `per_token`: a
+    micro-batch takes its own rows of them, and then the parts add up to the whole.
+
+    Shapes: advantages (B,), the rest (B, S) -> (). Units: of A; beta: of A per nat.
+    Reduction: Σ of `weights` times each choice, 0 where all is masked; None: sequence
+        mean, which is that of `per_sequence`, the paper's.
+    Gradient: through logprobs only: w (that of `clipped_loss` + beta · that of KL).
+    Raises: as `clipped_loss` and `kl_term`; as `check_live` for weights; as
+        `check_logprobs` for ref_logprobs, even at beta 0; ValueError for beta < 0 or
+        not finite, beta > 0 without ref_logprobs, weights < 0, and for a mask without
+        a live token where there are no weights.
+    Source: arXiv 2402.03300, equation 3, which `weights` of None follows.
+    """
+    if not 0 <= beta < float("inf"):
+        raise ValueError(f"beta: got {beta}, must be finite and 0 or more")
+    per_choice = clipped_loss(
+        logprobs, old_logprobs, advantages, mask, eps_low, eps_high
+    )  # (B, S)
+    if ref_logprobs is not None:
+        check_logprobs("ref_logprobs", ref_logprobs, mask)
+    elif beta > 0:
+        raise ValueError(f"ref_logprobs: beta is {beta}, so they are needed")
+    if beta > 0:
+        kl = kl_term(logprobs, old_logprobs, ref_logprobs, mask)  # (B, S)
+        per_choice = per_choice + beta * kl
+    if weights is None:
+        check_some_live(mask)
+        return sequence_mean(per_choice, mask)
+    check_live("weights", weights, mask)
+    weights = torch.where(mask, weights.detach(), 0.0)  # 0 x inf would give nan
+    if (weights < 0).any():  # the sign is A's: of -w the clip would be no bound
+        raise ValueError(
+            f"weights must be 0 or more at live slots, got {weights.min()}"
+        )
+    return masked_sum(weights.to(per_choice.dtype) * per_choice, mask).sum()
 
 
 def train(
@@ -261,7 +320,7 @@ def train(
         off = torch.zeros((), device=mask.device)  # the largest |ρ − 1| so far
         for step, minibatch in enumerate(steps):
             live = mask[torch.cat(minibatch)]  # (M, S), a minibatch of M answers
-            weights = reduction(live, config.max_new_tokens).to(old_logprobs)  # (M, S)
+            weights = reduction(live, config.max_new_tokens)  # (M, S)
             shares = weights.split(config.micro_batch)  # one for each micro-batch
             for rows, share in zip(minibatch, shares, strict=True):
                 part = rollout.select(rows)
@@ -270,18 +329,25 @@ def train(
                     policy, part.tokens, part.mask, config.temperature
                 )  # (b, s)
                 old = old_logprobs[rows, :width]  # (b, s)
-                clipped = clipped_loss(
-                    logprobs, old, A[rows], part.mask, config.eps_low, config.eps_high
-                )  # (b, s)
-                per_choice = clipped  # (b, s)
-                if config.beta > 0:
+                ref = None
+                if reference is not None:
                     ref = ref_logprobs[rows, :width]  # (b, s)
-                    kl = kl_term(logprobs, old, ref, part.mask)  # (b, s)
-                    per_choice = clipped + config.beta * kl
-                loss = masked_sum(share[:, :width] * per_choice, part.mask).sum()
+                loss = grpo_loss(
+                    logprobs,
+                    old,
+                    A[rows],
+                    part.mask,
+                    share[:, :width],
+                    eps_low=config.eps_low,
+                    eps_high=config.eps_high,
+                    beta=config.beta,
+                    ref_logprobs=ref,
+                    kl_term=kl_term,
+                )
                 learner.backward(loss, part.mask.sum())
                 ratio = probability_ratio(logprobs.detach(), old, part.mask)  # (b, s)
-                binds = part.mask & (clipped > -ratio * A[rows, None])  # (b, s)
+                clipped = ratio.clamp(1 - config.eps_low, 1 + config.eps_high)
+                binds = A[rows, None] * (ratio - clipped) > 0  # (b, s), no slope there
                 sums.add(
                     loss=loss.double() / len(steps),
                     clip_fraction=(binds.sum() / live.sum()).double() / len(steps),

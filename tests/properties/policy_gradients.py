@@ -45,6 +45,7 @@ MASK = torch.tensor([[True, True, True], [True, True, False]])
 NATS = float64([[-0.5, -1.5, -2.0], [-0.1, -3.0, -9.0]])
 REF_NATS = float64([[-1.5, -1.0, -2.0], [-0.2, -1.0, -0.5]])
 near = partial(strategies.tensors, elements=strategies.numbers(-3.0, 3.0))
+shares = partial(strategies.tensors, elements=strategies.numbers(0.0, 1.0))
 
 
 def ascent(loss, samples=1):
@@ -546,6 +547,98 @@ def check_clip_by_hand(loss) -> None:
     losses = loss(**CLIPPED, eps_low=0.2, eps_high=0.3)
     first = [-2 * math.exp(-0.1), -2 * 1.3, -2 * math.exp(0.1)]
     close(losses, float64([first, [math.exp(0.5), 0.8, 0.0]]))
+
+
+WHOLE = {**CLIPPED, "ref_logprobs": REF_NATS}
+WEIGHED = {**WHOLE, "weights": float64([[0.5, 0.25, 2.0], [1.0, 0.125, 9.0]])}
+# Summed over each answer: the clipped loss of `check_clip_by_hand`, and k3, which is
+# exp(d) - 1 - d with d = log π_ref - log π: -1, 0.5, 0 and -0.1, 2.
+LOST = [-2 * math.exp(-0.1) - 2 * 1.3 - 2 * math.exp(0.1), math.exp(0.5) + 0.8]
+DRIFT = [math.exp(-1) + math.exp(0.5) - 1.5, math.exp(-0.1) + math.exp(2) - 3.9]
+BOUND = {"eps_low": 0.2, "eps_high": 0.3}
+
+
+def check_reductions_by_hand(loss) -> None:
+    """Without weights a mean of two answers' means; with Dr. GRPO's, their sums over
+    2 x 9; with DAPO's, the mean of five tokens. The KL is reduced as the rest is."""
+    for beta in (0.0, 0.7):
+        first = LOST[0] + beta * DRIFT[0]
+        second = LOST[1] + beta * DRIFT[1]
+        by_hand = [
+            (None, (first / 3 + second / 2) / 2),
+            (MASK.double() / 2 / 9, (first + second) / 2 / 9),
+            (MASK.double() / 5, (first + second) / 5),
+        ]
+        for weights, expected in by_hand:
+            value = loss(**WHOLE, weights=weights, beta=beta, **BOUND)
+            close(value, expected)
+
+
+def check_what_need_not_be_said(loss) -> None:
+    """Without a word of it there is no price on the KL, and no reference is needed."""
+    silent = loss(**CLIPPED, **BOUND)
+    close(silent, loss(**WHOLE, **BOUND, weights=None, beta=0.0))
+
+
+PENALISED = strategies.batches(
+    logprobs=partial(strategies.logprobs, low=-3.0),
+    old_logprobs=partial(strategies.logprobs, low=-3.0),
+    ref_logprobs=partial(strategies.logprobs, low=-3.0),
+    weights=shares,
+    rows=("advantages",),
+)
+
+
+def check_parts_add_up(loss) -> None:
+    """Each part with its own rows of the batch's weights, and no count."""
+
+    def weighed(count=None, **tensors):
+        return loss(**tensors, beta=0.7)
+
+    common.check_microbatches(weighed, PENALISED, common.live_rows)
+
+
+def check_rows_twice_without_weights(loss) -> None:
+    """Then it is a mean over answers."""
+    alone = PENALISED.map(
+        lambda case: {name: x for name, x in case.items() if name != "weights"}
+    )
+    common.check_duplication(partial(loss, beta=0.7), alone)
+
+
+def check_centred_by_a_constant(loss) -> None:
+    """Of two fresh answers, centred and divided by a constant, it has REINFORCE's
+    gradient: that of E[r], times (K - 1)/K, over max_new_tokens."""
+
+    def centred(rows, logprobs, mask):
+        A = REWARDS[rows] - REWARDS[rows].mean()  # (2,)
+        return loss(logprobs, logprobs.detach(), A, mask, mask.double() / 2 / 4)
+
+    close(ascent(centred, 2), world.true_gradient(LOGITS, REWARDS) / 2 / 4)
+
+
+def check_price_of_each_choice(loss) -> None:
+    """Where nothing is earned, beta times the gradient of k3, each choice's own
+    KL(ref ‖ π), with the weights that it has."""
+
+    def priced(logprobs, old, ref, mask):
+        nothing = torch.zeros(len(mask), dtype=torch.float64)
+        options = {"beta": 0.5, "ref_logprobs": ref}
+        return 8 * loss(logprobs, old, nothing, mask, mask.double() / 4, **options)
+
+    check_divergence_of_each_choice(priced, forward)
+
+
+def check_the_price_is_never_let_go(loss) -> None:
+    """The clip holds back what is earned: a token whose ratio has left the band on
+    either side is still drawn to the reference."""
+    old, ref, mask = float64([[-3.0]]), float64([[-0.5]]), torch.tensor([[True]])
+    for A, log_ratio in ((2.0, 1.0), (-2.0, -1.0)):
+        leaf = (old + log_ratio).requires_grad_()
+        value = loss(leaf, old, float64([A]), mask, beta=0.5, ref_logprobs=ref)
+        (slope,) = torch.autograd.grad(value, leaf)
+        d = -0.5 - (-3.0 + log_ratio)
+        close(slope, 0.5 * (1 - math.exp(d)))
 
 
 def check_quadrants(loss) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minialign.algorithms import dpo, rrhf
+from minialign.algorithms import dpo, grpo, rrhf
 from tests import golden
 
 # |ours - expected| <= this x (1 + |expected|), as data/golden/README.md promises.
@@ -67,6 +67,7 @@ def ends_of(estimate):
 
 ADAPTED = {
     "logprobs.token_logprobs": lambda f: partial(asked, f),
+    "grpo.grpo_loss": partial(named, "kl_term", grpo),
     "dpo.dpo_loss": partial(named, "per_pair", dpo),
     "rrhf.rrhf_loss": partial(named, "likelihood", rrhf),
     "dpo.make_pairs": given_lots,
