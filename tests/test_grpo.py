@@ -13,6 +13,7 @@ from minialign.algorithms.grpo import (
     centred_advantages,
     clipped_loss,
     group_advantages,
+    grpo_loss,
     k1_term,
     k2_term,
     k3_term,
@@ -34,6 +35,7 @@ from tests.properties.policy_gradients import (
 from tests.toy import (
     base,
     base_weights,
+    generator,
     judged,
     never,
     stretched,
@@ -48,8 +50,7 @@ def ascent_of_two(advantage, reduction=by_constant):
 
     def loss(rows, logprobs, mask):
         A = advantage(REWARDS[rows][None])[0]  # (2,)
-        losses = clipped_loss(logprobs, logprobs.detach(), A, mask)
-        return (reduction(mask, 4) * losses).sum()
+        return grpo_loss(logprobs, logprobs.detach(), A, mask, reduction(mask, 4))
 
     return ascent(loss, samples=2)
 
@@ -121,10 +122,11 @@ def test_the_value_of_the_first_loss():
     mask = torch.tensor([[False, True, True, True], [True, False, False, False]])
     A = centred_advantages(float64([[1.0, 0.0]]))[0]
     logprobs = (-mask.double()).requires_grad_()
-    losses = clipped_loss(logprobs, logprobs.detach(), A, mask)
-    by_sequence = (per_sequence(mask, 10) * losses).sum()
+    call = logprobs, logprobs.detach(), A, mask
+    by_sequence = grpo_loss(*call, per_sequence(mask, 10))
     close(by_sequence, 0.0)
-    close((per_token(mask, 10) * losses).sum(), -(3 * 0.5 - 1 * 0.5) / 4)
+    close(grpo_loss(*call), 0.0)
+    close(grpo_loss(*call, per_token(mask, 10)), -(3 * 0.5 - 1 * 0.5) / 4)
     (slope,) = torch.autograd.grad(by_sequence, logprobs)
     close(slope[0], -float64([0, 1, 1, 1]) / 12)
 
@@ -209,11 +211,21 @@ def test_old_log_probs_are_those_of_the_draw(monkeypatch):
 
 
 def test_the_clip_fraction_counts_tokens_without_a_gradient(monkeypatch):
-    """Of live tokens, on average over steps; those with A = 0 are no such."""
+    """Of live tokens, on average over steps; those with A = 0 are no such, nor those
+    that left the band against A. Ratios lie on all sides of it from the first
+    step on, for the old log-probs are off by up to 30 %."""
+    right = grpo.rescore
+
+    def off(*args):
+        old = right(*args)
+        return old * (0.7 + 0.6 * torch.rand(old.shape, generator=generator(3)))
+
+    monkeypatch.setattr(grpo, "rescore", off)
     losses = training.spied(monkeypatch, grpo, "clipped_loss")
     config = replace(CONFIG, epochs=3, updates=1, eps_low=0.1, eps_high=0.02)
     (metrics,) = run(base(), config)
     stopped, live = 0, 0
+    outside = set()
     for (logprobs, old, A, mask, *eps), _ in losses:
         leaf = logprobs.detach().clone().requires_grad_()
         loss = clipped_loss(leaf, old, A, mask, *eps).sum()
@@ -221,7 +233,11 @@ def test_the_clip_fraction_counts_tokens_without_a_gradient(monkeypatch):
         stopped += ((slope == 0) & mask & (A != 0)[:, None]).sum().item()
         live += mask.sum().item()
         assert eps == [0.1, 0.02]
+        ratio = (leaf.detach() - old).exp()
+        side = (ratio > 1.02).long() - (ratio < 0.9).long()
+        outside |= set((side * A.sign()[:, None])[mask].tolist())
     assert metrics["clip_fraction"] == pytest.approx(stopped / live) and stopped > 5
+    assert outside == {-1, 0, 1}
 
 
 def test_the_gradient_norm_is_the_mean_over_steps(monkeypatch):

@@ -92,12 +92,11 @@ def rloo_method(rows, logprobs, mask):
     return rloo.rloo_loss(logprobs, advantages, mask)
 
 
-def grpo_method(rows, logprobs, mask, rewards=None):
+def grpo_method(rows, logprobs, mask, rewards=None, **price):
     """With std and lengths, and the KL in the reward."""
     rewards = shaped(rows, logprobs, mask) if rewards is None else rewards
     advantages = grpo.group_advantages(rewards[None])[0]
-    each = grpo.clipped_loss(logprobs, logprobs.detach(), advantages, mask)
-    return (grpo.per_sequence(mask, world.STEPS) * each).sum()
+    return grpo.grpo_loss(logprobs, logprobs.detach(), advantages, mask, **price)
 
 
 def ppo_method(rows, logprobs, mask, lam=1.0):
@@ -160,9 +159,8 @@ def test_the_optimum_is_where_they_all_stand_still(loss, samples, behaviour):
 
 
 def grpo_with_k3(rows, logprobs, mask):
-    k3 = grpo.k3_term(logprobs, logprobs.detach(), REF_LOGPROBS[rows], mask)
-    penalty = BETA * (grpo.per_sequence(mask, world.STEPS) * k3).sum()
-    return grpo_method(rows, logprobs, mask, REWARDS[rows]) + penalty
+    price = {"beta": BETA, "ref_logprobs": REF_LOGPROBS[rows]}
+    return grpo_method(rows, logprobs, mask, REWARDS[rows], **price)
 
 
 def dpo_without_doubt(rows, logprobs, mask):
@@ -250,7 +248,7 @@ def test_ppo_starts_as_reinforce():
 
 def grpo_slope(advantages, weights, old=LOGPROBS):
     def loss(x):
-        return (weights * grpo.clipped_loss(x, old, advantages, MASK)).sum()
+        return grpo.grpo_loss(x, old, advantages, MASK, weights)
 
     return slope(loss)
 
@@ -269,11 +267,10 @@ def test_grpo_and_ppo_clip_alike():
     """At *any* ratio, the same advantage at every token and the same reduction."""
     whole, weights = A[:, None].expand(6, 5), MASK.double() / 6
 
-    def pair(old, *band):
-        by_ppo = slope(lambda x: ppo.policy_loss(x, old, whole, MASK, *band))
-        by_grpo = slope(
-            lambda x: (weights * grpo.clipped_loss(x, old, A, MASK, *band)).sum()
-        )
+    def pair(old, low, high):
+        band = {"eps_low": low, "eps_high": high}
+        by_ppo = slope(lambda x: ppo.policy_loss(x, old, whole, MASK, **band))
+        by_grpo = slope(lambda x: grpo.grpo_loss(x, old, A, MASK, weights, **band))
         return by_ppo, by_grpo
 
     for old in (NEAR, OTHERS):  # ratios of 1 to 1.35, and of any size
