@@ -286,7 +286,8 @@ class Learner:
         """What became of this update, for its metrics.
 
         steps             optimiser steps
-        tokens_trained    choices that its losses were made of, each time one was used
+        tokens_trained    choices that its losses were made of, each time one was used,
+                          were it for a step that then was not taken
         grad_norm         mean over the steps, of the first model, before it was scaled
         guarded           share of the steps in which some gradient was scaled down
         """

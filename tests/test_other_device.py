@@ -468,7 +468,10 @@ RUNS = {
     for form, changes in forms(method).items()
 }
 RUNS["dpo, one reference"] = (METHODS["dpo"], {"reset_reference": False})
-RUNS["dpo, given pairs"] = (METHODS["dpo"], {"given": preferred()})
+RUNS["dpo, given pairs"] = (
+    METHODS["dpo"],
+    {"given": preferred(), "reference": None},
+)
 RUNS["rrhf, given answers"] = (METHODS["rrhf"], {"given": judged()})
 
 

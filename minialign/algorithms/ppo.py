@@ -5,16 +5,20 @@ rounds. π_old draws answers; then a few steps ascend
 
     E[ min( ρ A, clip(ρ, 1 − ε, 1 + ε) A ) ],    ρ = π / π_old of each token.
 
-A *critic* guesses, before each token, what the answer will earn. The *advantage* A of a
-token compares what came after it with that guess. The *clip* is what makes more than
-one step on the same answers safe: a token whose ratio ρ has moved out of 1 ± ε in the
-direction that A asked for has no slope any more, and is left where it is.
+A *critic* guesses, before each token, what the answer will still earn: the *value* V.
+The *advantage* A of a token compares what came after it with that guess; the loss takes
+it *whitened*, shifted and scaled to mean 0 and deviation 1 over the draw. The KL to the
+*reference*, a frozen model, is paid inside the rewards, token by token. The *clip* is
+what makes more than one step on the same answers safe: a token whose ratio ρ has moved
+out of 1 ± ε in the direction that A asked for has no slope of its own any more, and
+nothing pushes it further.
 
 Source: Schulman et al. 2017, arXiv 1707.06347, equation 7.
 
 What changes from REINFORCE: every token has a baseline of its own, and a draw serves
-several steps. With one step a draw, values of 0, β = 0, γ = λ = 1 and no whitening it
-is REINFORCE without a baseline, exactly.
+several steps. With one step a draw, values of 0, β = 0, no whitening, and γ = λ = 1 (no
+discount, and nothing but what was earned counts) it is REINFORCE without a baseline,
+exactly.
 
 Details: whitening and the clip of values are in no equation. They follow "The N+
 Implementation Details of RLHF with PPO" (*N-details* below: arXiv 2403.17031). We
@@ -71,7 +75,8 @@ from minialign.training import (
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """Defaults: a headline run of 16,384 answers; lr: lesson 15. [N-details' values]"""
+    """Defaults: a headline run of 16,384 answers; lr: lesson 15. In [brackets]: what
+    N-details has."""
 
     updates: int = 64  # batches drawn
     prompts: int = 32  # problems per update
@@ -87,7 +92,7 @@ class PPOConfig:
     value_clip: float | None = 0.2  # reward units from the old value; None: off [0.2]
     kl_stop: float | None = 0.05  # nats per token since the draw; None: never [None]
     gamma: float = 1.0  # discount per token [1]
-    lam: float = 0.95  # 1: trust what was earned; 0: trust the critic [0.95]
+    lam: float = 0.95  # 1: A is what was earned less V; 0: one token, then the next V
     value_coef: float = 0.1  # weight of the critic's token mean beside the policy's
     #  sequence sums, for a shared trunk [0.1, beside token means: weighs more there]
     entropy_coef: float = 0.0  # bonus for the mean entropy per token, nats [0]
@@ -103,7 +108,8 @@ class Critic(nn.Module):
 
     Its own network is at first a copy of the policy without the last layer: it judges
     words and writes none. `shared` puts a head on the policy's hidden states instead,
-    and then the critic's loss moves the policy too. Every value is 0 at first.
+    and then the critic's loss moves the policy too. Every value is 0 at first,
+    so that the first advantages are the rewards to come, faded by γλ a token.
 
     Shapes: inputs (B, S), the policy's hidden states of them (B, S, D) -> (B, S).
     """
@@ -127,9 +133,11 @@ def score_tokens(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What policy and critic say of every choice: logprobs, values, entropies.
 
-    All three are read off hidden state s, which has seen tokens[:, ..s]: the
-    log-probability of the choice tokens[:, s + 1], the value *before* that choice, and
-    the entropy of the choice over all words.
+    Slot s is about the choice of tokens[:, s + 1], and there are S = T - 1 of them.
+    `mask` is True at the *live* ones: the answer's tokens, its end included, and not
+    the prompt's or the padding. All three are read off hidden state s, which has seen
+    tokens[:, ..s]: the log-probability of the choice, the value *before* it, and the
+    entropy of the choice over all words.
 
     Shapes: tokens (B, T), mask (B, S) -> three of (B, S), 0 at masked slots.
     Units: nats; of the reward; nats. Half precision is lifted to float32.
@@ -161,8 +169,9 @@ def score_answers(
 ) -> tuple[Tensor, Tensor]:
     """log π_old and V_old of every choice, before the first step.
 
-    Computed in the parts in which they are learnt from, so that they are the same bits
-    as in the first step, whose ratio is then exactly 1.
+    Computed in the micro-batches of the first epoch, `parts`, and not taken from the
+    sampler, whose numbers differ by rounding: so they are the same bits as in the first
+    step, whose ratio is then exactly 1.
 
     Shapes: parts: rows, together all B -> two of (B, S), 0 where masked.
     Gradient: none.
@@ -183,7 +192,9 @@ def score_answers(
 def shape_token_rewards(
     rewards: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, beta: float
 ) -> Tensor:
-    """−β k1 on every live token, and the answer's reward on the last of them, EOS.
+    """−β k1 on every live token, and the answer's reward on the last of them.
+
+    k1 = log π − log π_ref. The last is EOS, unless the answer was cut.
 
     Shapes: rewards (B,), the others (B, S) -> (B, S), 0 at masked slots.
     Units: of the reward; beta in reward per nat. Gradient: none.
@@ -202,15 +213,17 @@ def shape_token_rewards(
 def gae(
     token_rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
 ) -> Tensor:
-    """Generalised advantage estimation: what came after each token, unexpected.
+    """How much better it went after each token than the critic had guessed.
 
-    With t counting the live tokens of an answer,
+    Generalised advantage estimation. With t counting the live tokens of an answer, r
+    the token rewards, and V_t the value before token t,
 
-        δ_t = r_t + γ V_{t+1} − V_t        the surprise of one step
+        δ_t = r_t + γ V_{t+1} − V_t        the surprise of one token
         A_t = δ_t + γ λ A_{t+1}            it, and a fading share of the later ones
 
     After the last token V = A = 0, in truncated answers too: they have earned what they
-    have earned, and no guess takes its place. Masked slots between are skipped.
+    have earned, and no guess takes its place. A masked slot between two live ones is
+    skipped.
 
     Shapes: all (B, S) -> (B, S), 0 at masked slots. Units: of the reward.
     Gradient: none. Raises: ValueError for a gamma or lam outside [0, 1], TypeError.
@@ -237,12 +250,16 @@ def gae(
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
     """(x − mean) / √(population variance + 1e-8) over live slots; 0 if all are equal.
 
+    Of the advantages of a whole draw: so the size of a step does not depend on the
+    scale of the rewards. Signs may change: what was good, and less so than the mean,
+    is pushed down.
+
     Shapes: (B, S) -> (B, S), 0 at masked slots. Units: standard deviations.
     Gradient: none. Raises: ValueError, TypeError. Source: N-details, 1e-8 included.
     """
     check_some_live(mask)
     live = _live("x", x, mask).detach()[mask]  # (N,)
-    unequal = live.min() < live.max()  # if not, rounding alone would part them
+    unequal = live.min() < live.max()  # where not, live − mean would be rounding alone
     centred = (live - live.mean()) * unequal  # (N,)
     scaled = centred / (centred.square().mean() + 1e-8).sqrt()  # (N,)
     return _spread(scaled, mask)
@@ -259,7 +276,7 @@ def policy_loss(
 ) -> Tensor:
     """−(1/B) Σ_b Σ_s min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A), ρ = π / π_old.
 
-    Flat where A > 0 and ρ > 1 + ε_high, or A < 0 and ρ < 1 − ε_low, and only there: a
+    Flat where A > 0 and ρ > 1 + ε_high, or A < 0 and ρ < 1 − ε_low (and where A = 0): a
     token that has moved far enough as A wished is let go, one that moved the wrong way
     is not.
 
@@ -287,7 +304,8 @@ def value_loss(
 ) -> Tensor:
     """½ mean of max((V − R)², (V_old + clip(V − V_old, ±c) − R)²); None: no clip.
 
-    Flat once V has moved by more than c towards R (and has not overshot it by more).
+    Flat where V has moved by more than c and lies nearer to R than the clipped value
+    does: it came far enough for one draw. Where it moved away, it keeps its slope.
 
     Shapes: all (B, S) -> (). Units: of the reward, squared. Reduction: token mean;
     `count` replaces the number of live tokens.
@@ -305,7 +323,8 @@ def value_loss(
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 − Var(R − V) / Var(R) at live tokens: 1 at best, 0 for a constant guess.
+    """1 − Var(R − V) / Var(R) at live tokens: 1 at best, 0 for a constant guess, less
+    for a worse one. R is what V should have guessed.
 
     Shapes: all (B, S) -> a number; 0 where R does not vary, and nothing is to explain.
     Raises: ValueError, TypeError.
@@ -323,7 +342,11 @@ def adapt_beta(
     beta: float, kl: float, target: float, horizon: float, completions: int
 ) -> float:
     """The next β = β (1 + clip(KL / target − 1, ±0.2) · completions / horizon).
-    Units: nats per answer. Source: arXiv 1909.08593, 2.2; the last factor: its code."""
+
+    Units: kl and target in nats per answer; completions: the answers of *one* update,
+    horizon: over how many β may change by a fifth. Raises: ValueError.
+    Source: arXiv 1909.08593, section 2.2; the last factor is from its authors' code.
+    """
     _require(0 < target < float("inf"), "target", target, "finite and above 0")
     _require(abs(kl) < float("inf"), "kl", kl, "finite")
     _require(0 < completions <= horizon, "completions", completions, "in 1..horizon")
@@ -376,10 +399,11 @@ def train(
 
         update                updates so far
         completions           answers drawn so far
-        explained_variance    of what was earned, by the values before the update
+        explained_variance    by the values before the update, of what then was earned
         epochs_done           passes over the answers; fewer where kl_stop ended them
         stopped_early         1 if kl_stop did
-        ratio_first           largest |ρ − 1| in the first step: 0
+        ratio_first           largest |ρ − 1| in the first step: 0, or answers are
+                              scored in another way than they are learnt from
         beta                  of the next update
         kl                    nats per answer, mean k1 to the reference; only with one
 
@@ -420,6 +444,7 @@ def train(
         # 1. draw
         asked, rollout = draw(policy, tokenizer, problems, update, config, generator)
         mask = rollout.mask  # (B, S)
+        # For each of epochs * minibatches steps, the rows of each of its micro-batches.
         steps = deal(
             rollout,
             config.epochs,
@@ -433,7 +458,7 @@ def train(
             reward, asked, rollout, tokenizer, config.truncated_reward
         )  # (B,)
         first_epoch = steps[: config.minibatches]
-        parts = list(chain.from_iterable(first_epoch))  # every row once
+        parts = list(chain.from_iterable(first_epoch))  # together every row once
         old_logprobs, old_values = score_answers(policy, critic, rollout, parts)
         ref_logprobs = old_logprobs  # (B, S): no reference, no KL to it
         if reference is not None:
@@ -445,15 +470,15 @@ def train(
 
         # 3. compare
         advantages = gae(token_rewards, old_values, mask, config.gamma, config.lam)
-        returns = advantages + old_values  # (B, S), before anything is whitened
-        scaled = scale(advantages, mask)  # (B, S)
+        returns = advantages + old_values  # (B, S), the critic's targets for this draw
+        scaled = scale(advantages, mask)  # (B, S), for the policy alone
 
         # 4. update
         ratio_first = torch.zeros((), device=mask.device)  # the largest |ρ − 1|
         steps_done = 0
         for minibatch in steps:
-            mine = torch.cat(minibatch)  # (M,), the rows of this step
-            tokens = int(mask[mine].sum())
+            step_rows = torch.cat(minibatch)  # (M,)
+            live_tokens = int(mask[step_rows].sum())
             sums = Sums()
             for rows in minibatch:
                 part = rollout.select(rows)
@@ -463,51 +488,53 @@ def train(
                 logprobs, values, entropies = score_tokens(
                     policy, critic, part.tokens, part.mask, config.temperature
                 )  # (b, s) each
-                loss = policy_loss(
+                actor_loss = policy_loss(
                     logprobs,
                     old,
                     A,
                     part.mask,
                     config.eps_low,
                     config.eps_high,
-                    count=len(mine),
+                    count=len(step_rows),  # per answer
                 )
-                wrong = value_loss(
+                critic_loss = value_loss(
                     values,
                     old_values[rows, :width],
                     returns[rows, :width],
                     part.mask,
                     config.value_clip,
-                    count=tokens,
+                    count=live_tokens,  # per token
                 )
-                entropy = token_mean(entropies, part.mask, count=tokens)
-                total = loss + config.value_coef * wrong - config.entropy_coef * entropy
-                learner.backward(total, part.mask.sum())
+                entropy = token_mean(entropies, part.mask, count=live_tokens)
+                loss = actor_loss + config.value_coef * critic_loss
+                loss = loss - config.entropy_coef * entropy
+                learner.backward(loss, part.mask.sum())
+
                 # For the report: how far has the policy moved since it drew?
                 log_ratio = torch.where(part.mask, logprobs.detach() - old, 0.0)
-                ratio = log_ratio.exp()  # (b, s), ρ
+                ratio = log_ratio.exp()  # (b, s), ρ; 1 at masked slots
                 k3 = torch.expm1(log_ratio) - log_ratio  # (b, s), of KL(π_old ‖ π)
                 clipped = ratio.clamp(1 - config.eps_low, 1 + config.eps_high)
                 flat = A * (ratio - clipped) > 0  # (b, s), where the clip holds
                 sums.add(
-                    loss=loss,
-                    value_loss=wrong,
-                    approx_kl=k3.sum() / tokens,
-                    clip_fraction=flat.sum() / tokens,
+                    loss=actor_loss,
+                    value_loss=critic_loss,
+                    approx_kl=k3.sum() / live_tokens,
+                    clip_fraction=flat.sum() / live_tokens,
                 )
-                if steps_done == 0:
+                if steps_done == 0:  # no weight has moved yet
                     ratio_first = torch.maximum(ratio_first, (ratio - 1).abs().max())
-            seen = sums.read()
+            seen = sums.read()  # of this minibatch, before its step
             if config.kl_stop is not None and seen["approx_kl"] > config.kl_stop:
-                break
+                break  # the step is not taken: the next update forgets its gradient
             learner.step()
             steps_done += 1
 
         # 5. report
         beta = next_beta(beta, kl)
         learner.keep(beta=beta)
-        no_values = torch.zeros_like(old_values)  # (B, S)
-        earned = gae(token_rewards, no_values, mask, config.gamma, lam=1.0)  # (B, S)
+        no_critic = torch.zeros_like(old_values)  # (B, S)
+        earned = gae(token_rewards, no_critic, mask, config.gamma, lam=1.0)  # (B, S)
         metrics = {
             "update": update + 1,
             "completions": (update + 1) * answers,
