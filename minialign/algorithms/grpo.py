@@ -94,9 +94,12 @@ class GRPOConfig:
 
 
 def centred_advantages(rewards: Tensor) -> Tensor:
-    """A = r − mean of the group: (K − 1)/K of RLOO's; Dr. GRPO.
-    Shapes: (P, K) -> (P, K), exactly 0 for equal rewards. Gradient: none.
+    """A = r − mean of the group: (K − 1)/K of RLOO's.
+
+    Shapes: (P, K) -> (P, K), exactly 0 for equal rewards. Units: of the reward.
+    Gradient: none.
     Raises: ValueError for another rank, K < 2, values not finite; TypeError for ints.
+    Source: Dr. GRPO, arXiv 2503.20783.
     """
     check_groups("rewards", rewards, least=2)
     # Seven times 0.1 in float32 has a mean that is not 0.1; seven times 0 has mean 0.
@@ -105,10 +108,15 @@ def centred_advantages(rewards: Tensor) -> Tensor:
 
 
 def group_advantages(rewards: Tensor, epsilon: float = 1e-4) -> Tensor:
-    """A = (r − mean) / (std + epsilon), std with divisor K − 1: GRPO's own.
-    Of 0/1 rewards, for a large K: a problem's mean |A| goes as sqrt(p (1 − p)) of its
-    chance p of success; that of `centred_advantages`, for any K, as p (1 − p).
-    Shapes, gradient, raises: as there; ValueError for epsilon < 0 or not finite.
+    """A = (r − mean) / (std + epsilon), the std with divisor K − 1: GRPO's own.
+
+    With rewards of 0 and 1, a problem that is solved with chance p has a mean |A| that
+    goes as p (1 − p) for `centred_advantages`, and here, if K is large, as its square
+    root: problems that are nearly always or nearly never solved count for more.
+
+    Shapes, gradient, raises: as `centred_advantages`; ValueError for an epsilon below 0
+    or not finite. Units: standard deviations.
+    Source: Shao et al. 2024, arXiv 2402.03300, section 4.1.2; epsilon: TRL.
     """
     if not 0 <= epsilon < float("inf"):
         raise ValueError(f"epsilon: got {epsilon}, must be finite and 0 or more")
@@ -119,7 +127,9 @@ def group_advantages(rewards: Tensor, epsilon: float = 1e-4) -> Tensor:
 
 def per_sequence(mask: Tensor, max_new_tokens: int) -> Tensor:
     """w = 1 / (B |y_i|), the paper's: answers weigh the same, tokens of long ones less.
-    Shapes: mask (B, S) -> (B, S) float64, 0 if masked; B: rows with live slots."""
+
+    Shapes: mask (B, S) -> (B, S) float64, 0 if masked; B: rows with live slots.
+    """
     lengths = mask.sum(1, keepdim=True).clamp(min=1)  # (B, 1)
     return mask.double() / lengths / mask.any(1).sum()
 
@@ -130,25 +140,34 @@ def by_constant(mask: Tensor, max_new_tokens: int) -> Tensor:
 
 
 def per_token(mask: Tensor, max_new_tokens: int) -> Tensor:
-    """w = 1 / live slots of the batch: every token weighs the same; DAPO's by its code
-    (by its equation, every group weighs the same, and tokens within it)."""
+    """w = 1 / live slots of the batch: every token weighs the same.
+
+    That is DAPO's code. By its equation every group weighs the same, and every token
+    within it.
+    """
     return mask.double() / mask.sum()
 
 
 def k1_term(logprobs: Tensor, old: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
-    """k1: on fresh answers, as a loss, no expected gradient. See minialign.logprobs.
-    All three hold with `by_constant`. With `per_sequence` k1 at ratio 1 turns A into
-    A − beta, so it pays for length; k2 and k3 too weigh choices by what followed."""
+    """k1: on fresh answers, as a loss, it has no expected gradient at all.
+
+    That, and what is said of k2 and k3 below, holds with `by_constant`. A weight that
+    looks at the answer changes it: with `per_sequence`, k1 at ratio 1 turns A into
+    A − beta, and so pays for length. See minialign.logprobs for all three.
+    """
     return kl_k1(logprobs, ref, mask)
 
 
 def k2_term(logprobs: Tensor, old: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
-    """k2: that of each choice's KL(π ‖ ref); on later passes `kl_ratio_k3` has it."""
+    """k2: on fresh answers the gradient of each choice's own KL(π ‖ ref).
+
+    On later passes over the same answers `kl_ratio_k3` has it.
+    """
     return kl_k2(logprobs, ref, mask)
 
 
 def k3_term(logprobs: Tensor, old: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
-    """k3, the paper's: on fresh answers that of each choice's own KL(ref ‖ π)."""
+    """k3, the paper's: on fresh answers the gradient of each choice's KL(ref ‖ π)."""
     return kl_k3(logprobs, ref, mask)
 
 
@@ -161,6 +180,7 @@ def clipped_loss(
     eps_high: float = 0.2,
 ) -> Tensor:
     """−min(ρ A, clip(ρ, 1 − eps_low, 1 + eps_high) A) of each token.
+
     Shapes: advantages (B,), the rest (B, S) -> (B, S), 0 where masked. Units: of A.
     Reduction: none; `grpo_loss` has it. Gradient: through logprobs: −ρ A, 0
     where the clip binds: A > 0 and ρ > 1 + eps_high, or A < 0 and ρ < 1 − eps_low.
