@@ -4,7 +4,8 @@ The picture: problem -> tokens -> Rollout(tokens, mask, logprobs) -> rewards
 -> advantages or pairs -> loss -> optimizer step -> metrics -> figure.
 
 The words, each with one meaning everywhere. B sequences, T tokens, S = T - 1 choices,
-V vocabulary, K samples per prompt; index s scores the choice of tokens[:, s + 1].
+V vocabulary, K samples per prompt; index s scores the choice of tokens[:, s + 1]. Small
+letters, as in (b, s), are the part of it in one micro-batch.
 
     tokens           (B, T) int64  prompt + response + right padding
     mask             (B, S) bool   True where the policy chose; EOS included

@@ -118,6 +118,18 @@ def check_logprobs(name: str, x: Tensor, mask: Tensor) -> None:
         _refuse(name, x, mask & ~fine, "log-probabilities, <= 0 at live slots")
 
 
+def check_weights(name: str, x: Tensor, mask: Tensor) -> None:
+    """x holds weights: as `check_live`, and 0 or more at live slots.
+
+    Raises: as `check_live`; ValueError naming the first live slot below 0.
+    """
+    _check_floats(name, x, mask)
+    fine = (x >= 0) & x.isfinite()
+    if (mask & ~fine).any():
+        check_live(name, x, mask)
+        _refuse(name, x, mask & ~fine, "0 or more at live slots")
+
+
 def check_rows(name: str, x: Tensor, mask: Tensor) -> None:
     """x holds one finite number per row of the mask: (B,), never (B, 1) or (B, S).
 

@@ -67,16 +67,15 @@ def token_logprobs(
     """
     check_tokens(model, tokens, mask)
     check_temperature(temperature)
-    rows, slots = mask.nonzero(as_tuple=True)  # (N,) each, of the N live tokens
-    hidden = model(tokens[:, :-1])[rows, slots]  # (N, D)
-    logits = model.logits(hidden)  # (N, V)
+    rows, slots = mask.nonzero(as_tuple=True)  # (L,) each, of the L live tokens
+    hidden = model(tokens[:, :-1])[rows, slots]  # (L, D)
+    logits = model.logits(hidden)  # (L, V)
     check_logits("logits", logits)
-    targets = tokens[rows, slots + 1]  # (N,)
+    targets = tokens[rows, slots + 1]  # (L,)
     if vocabulary(model) == math.inf:  # it did not say, and ids are not known to fit
         check_ids("tokens", targets, logits.shape[-1])
-    live = _of_targets(logits, targets, temperature)  # (N,)
-    logprobs = torch.zeros(mask.shape, dtype=live.dtype, device=live.device)
-    return logprobs.masked_scatter(mask, live)  # (B, S)
+    live = _of_targets(logits, targets, temperature)  # (L,)
+    return live.new_zeros(mask.shape).index_put((rows, slots), live)  # (B, S)
 
 
 def logprobs_from_logits(

@@ -96,7 +96,7 @@ def score(
     return rewards.to(rollout.truncated.device)
 
 
-_SAID: set[tuple[str, float]] = set()  # of which reward, and which truncated_reward
+_SAID: list[tuple[Reward, float]] = []  # of which reward, and which truncated_reward
 
 
 def _warn_if_not_ending_pays(
@@ -104,10 +104,11 @@ def _warn_if_not_ending_pays(
 ) -> None:
     """Say once that answers which ended earned less than those which did not."""
     below = int((ended < truncated_reward).sum())
-    name = getattr(reward, "__qualname__", repr(reward))
-    if below == 0 or (name, truncated_reward) in _SAID:
+    known = any(other is reward and worth == truncated_reward for other, worth in _SAID)
+    if below == 0 or known:
         return
-    _SAID.add((name, truncated_reward))
+    _SAID.append((reward, truncated_reward))
+    name = getattr(reward, "__qualname__", repr(reward))
     warnings.warn(
         f"{name}: {below} of {len(ended)} answers that ended earned less than "
         f"truncated_reward, {truncated_reward:g}: not to end pays. Set "

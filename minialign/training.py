@@ -20,12 +20,13 @@ The shape of a loop::
         ...
         for rows in rollout.micro_batches(config.micro_batch):
             ...
-            learner.backward(loss, tokens)
+            learner.backward(loss, token_count)
         learner.step()
         learner.keep()
         yield {**learner.report(), ...}
 """
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -141,7 +142,8 @@ def deal(
     single minibatch holds them all: then nothing is left to chance, and the generator
     is not asked.
 
-    Shapes: -> epochs * minibatches steps of some tensors of rows, int64.
+    Shapes: -> epochs * minibatches lists, one a step, of int64 tensors, one a
+    micro-batch.
     """
     device = rollout.tokens.device
     B = len(rollout.tokens)
@@ -150,9 +152,9 @@ def deal(
     for _ in range(epochs):
         if minibatches > 1:
             rows = torch.randperm(B, generator=generator, device=generator.device)
-        for own in rows.to(device).tensor_split(minibatches):
-            parts = rollout.select(own).micro_batches(micro_batch)
-            steps.append([own[part] for part in parts])
+        for minibatch in rows.to(device).tensor_split(minibatches):
+            parts = rollout.select(minibatch).micro_batches(micro_batch)
+            steps.append([minibatch[part] for part in parts])
     return steps
 
 
@@ -162,16 +164,16 @@ def deal(
 class Learner:
     """AdamW over one or more models: steps, schedule, guard and state.
 
-    `steps` is the length of the run in updates. Models come by name, each with the peak
+    `updates` is the length of the run. Models come by name, each with the peak
     of its learning rate: `policy=(policy, config.lr)`. All follow one schedule: a
     linear rise over `config.warmup` updates, then a line that would meet 0 after the
     last.
 
     `config.max_grad_norm` is a guard against outliers and no part of a method: a
-    model's gradient that is longer is scaled down to it. Defaults are four times
-    the median length in the method's headline run (seed 100), rounded, so that few
-    steps meet it; `report` says how many did. (A limit below the usual length would
-    act on every step, and be another optimiser.)
+    model's gradient whose norm exceeds it is scaled down to it. Defaults are four times
+    the median norm in the method's headline run (seed 100), rounded, so that few steps
+    meet it; `report` says how many did. The norm is in units of the loss: another beta,
+    weight, reduction or size of reward may need another limit.
 
     `generator` samples answers, and nothing else. Whatever else is left to chance, such
     as the order in which answers are learnt from, asks `data_order`, a generator that
@@ -180,8 +182,10 @@ class Learner:
 
     `state` is the caller's dict. Filled, it continues the run that wrote it: weights,
     moments, both generators and the position are restored at once, before anything is
-    drawn. It stays flat: a key for each model, "optimizer", "generator", "data_order",
-    "update", and what `keep` is given besides.
+    drawn. It is flat: a key for each model, "optimizer", "generator", "data_order",
+    "update", and what `keep` is given besides. It holds the live weights: it is whole
+    at a yield, and from then on it changes with the run. So save or copy it there; what
+    an error in the middle of an update leaves is not whole.
 
     Raises: ValueError for a state without "data_order".
     """
@@ -189,31 +193,33 @@ class Learner:
     def __init__(
         self,
         config: LearnerConfig,
-        steps: int,
+        updates: int,
         generator: torch.Generator,
         state: dict | None = None,
         **models: tuple[nn.Module, float],
     ) -> None:
         self.config = config
-        self.steps = steps
+        self.updates = updates
         self.generator = generator
         self.state = {} if state is None else state
         self.models = {name: model for name, (model, _) in models.items()}
         self.peaks = [peak for _, peak in models.values()]
         weights = [list(model.parameters()) for model in self.models.values()]
-        groups = [{"params": of_one_model} for of_one_model in weights]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": of_one_model} for of_one_model in weights], weight_decay=0.0
+        )
         self.data_order = torch.Generator()
-        self.update = 0
+        self.done = 0  # updates
+        self._begin_update()
         if self.state:
-            self.restore()
+            self._restore()
         else:
             seed = torch.randint(
                 2**62, (), generator=generator, device=generator.device
             )
             self.data_order.manual_seed(seed.item())
 
-    def restore(self) -> None:
+    def _restore(self) -> None:
         """Put everything back as it was when the state was written."""
         if "data_order" not in self.state:
             raise ValueError(
@@ -222,62 +228,74 @@ class Learner:
             )
         for name, model in self.models.items():
             model.load_state_dict(self.state[name])
-        self.optimizer.load_state_dict(self.state["optimizer"])
+        # A copy, for the optimiser would go on in the moments that it is handed.
+        self.optimizer.load_state_dict(copy.deepcopy(self.state["optimizer"]))
         self.generator.set_state(self.state["generator"])
         self.data_order.set_state(self.state["data_order"])
-        self.update = self.state["update"]
+        self.done = self.state["update"]
+
+    def _begin_update(self) -> None:
+        self.token_count = 0  # of the steps that were taken
+        self.pending_tokens = 0  # of the step that is being prepared
+        self.norms = []  # of the first model, one a step
+        self.guarded = 0  # steps
 
     def remaining(self) -> Iterator[int]:
         """The updates that are still to be made, each begun afresh: the learning rates
         of the schedule, no gradient left over, every model in training mode."""
-        for update in range(self.update, self.steps):
-            self.update = update
+        for update in range(self.done, self.updates):
             share = self.share_of_peak(update)
-            groups = self.optimizer.param_groups
-            for group, peak in zip(groups, self.peaks, strict=True):
+            parameter_groups = self.optimizer.param_groups
+            for group, peak in zip(parameter_groups, self.peaks, strict=True):
                 group["lr"] = peak * share
             self.optimizer.zero_grad(set_to_none=True)
             for model in self.models.values():
                 model.train()
-            self.tokens = 0
-            self.norms = []
-            self.guarded = 0
+            self._begin_update()
             yield update
 
     def share_of_peak(self, update: int) -> float:
-        """The schedule: up over `warmup` updates, 1 at most, down to 0 at the end."""
+        """The schedule: up over `warmup` updates, then down along a line that would
+        meet 0 after the last."""
         warmup = self.config.warmup
         up = (update + 1) / max(warmup, 1)
-        down = (self.steps - update) / max(self.steps - warmup, 1)
+        down = (self.updates - update) / max(self.updates - warmup, 1)
         return min(up, down)
 
-    def backward(self, loss: Tensor, tokens: Tensor | int) -> None:
+    def backward(self, loss: Tensor, token_count: Tensor | int) -> None:
         """Add the gradient of this part of the loss to that of the step.
 
-        `tokens`: of how many choices it is made, such as `part.mask.sum()`.
+        `token_count`: of how many choices it is made, such as `part.mask.sum()`.
         """
         loss.backward()
-        self.tokens = self.tokens + tokens
+        self.pending_tokens = self.pending_tokens + token_count
 
     def step(self) -> None:
-        """Take one step, and forget the gradients.
+        """Take one step, and forget the gradients. Without any gradient, take none.
 
         The gradient of each model is scaled down to `max_grad_norm` if it is longer.
 
         Raises: ValueError for a gradient that is not finite, before any weight moves.
         """
+        parameter_groups = self.optimizer.param_groups
+        weights = [weight for group in parameter_groups for weight in group["params"]]
+        if all(weight.grad is None for weight in weights):
+            return
         limit = self.config.max_grad_norm
-        norms = []
-        for group in self.optimizer.param_groups:
+        found = []
+        for group in parameter_groups:
             norm = nn.utils.clip_grad_norm_(group["params"], limit)
-            norms.append(norm.item())
+            found.append(norm.to(weights[0].device))
+        norms = torch.stack(found).tolist()  # one wait for all of them
         for name, norm in zip(self.models, norms, strict=True):
             if not math.isfinite(norm):
                 raise ValueError(
-                    f"update {self.update}: the gradient of {name} has norm {norm}"
+                    f"update {self.done}: the gradient of {name} has norm {norm}"
                 )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.token_count = self.token_count + self.pending_tokens
+        self.pending_tokens = 0
         self.norms.append(norms[0])
         if max(norms) > limit:
             self.guarded += 1
@@ -285,16 +303,16 @@ class Learner:
     def report(self) -> dict[str, float]:
         """What became of this update, for its metrics.
 
-        steps             optimiser steps
-        tokens_trained    choices that its losses were made of, each time one was used,
-                          were it for a step that then was not taken
+        steps             optimiser steps; those without anything to learn are none
+        tokens_trained    live tokens that the steps learnt from; twice used, twice
+                          counted
         grad_norm         mean over the steps, of the first model, before it was scaled
         guarded           share of the steps in which some gradient was scaled down
         """
         steps = len(self.norms)
         return {
             "steps": steps,
-            "tokens_trained": int(self.tokens),
+            "tokens_trained": int(self.token_count),
             "grad_norm": sum(self.norms) / max(steps, 1),
             "guarded": self.guarded / max(steps, 1),
         }
@@ -307,7 +325,8 @@ class Learner:
         self.state["generator"] = self.generator.get_state()
         self.state["data_order"] = self.data_order.get_state()
         self.state |= more
-        self.state["update"] = self.update + 1
+        self.done += 1
+        self.state["update"] = self.done
 
 
 class Sums:

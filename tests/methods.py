@@ -258,7 +258,13 @@ METHODS = {
     "rejection_sampling": Method(
         rejection_sampling,
         rejection_sampling.RejectionSamplingConfig(
-            **SMALL, rounds=2, prompts=3, samples=6, updates=3, batch_tokens=10
+            **SMALL,
+            rounds=2,
+            prompts=3,
+            samples=6,
+            updates=3,
+            batch_tokens=10,
+            chunk=2,
         ),
         long={"prompts": 5, "updates": 8, "batch_tokens": 30, "micro_batch": 30},
         everything={
@@ -530,7 +536,14 @@ METHODS = {
     "rrhf": Method(
         rrhf,
         rrhf.RRHFConfig(
-            **SMALL, rounds=2, prompts=4, samples=4, updates=3, batch=2, sft_weight=1.0
+            **SMALL,
+            rounds=2,
+            prompts=4,
+            samples=4,
+            updates=3,
+            batch=2,
+            sft_weight=1.0,
+            chunk=3,
         ),
         long={
             "prompts": 5,
@@ -548,7 +561,7 @@ METHODS = {
         },
         shuffled=RANKING,
         changed={"prompts": 6, "batch": 1, "truncated_reward": 2.0, "threshold": 1.0},
-        dealt={"updates": 9},
+        dealt={"updates": 9, "batch": 4},
         idle={
             "nobody earned": {"reward": never},
             "all earned the same, none imitated": {

@@ -72,8 +72,8 @@ EXPLAINED: dict[str, str] = {
     ),
     "logprobs.logprobs_from_logits: logits[..., 0] -> logits[..., -1]": SHAPE_ALONE,
     "dpo.ipo: h - 1 / (2 * beta) -> 1 / (2 * beta) - h": SQUARED,
-    "dpo.make_pairs: ... 1, mixed).argsort(dim=1, descending=True, stable=True ... -> "
-    "... 1, mixed).argsort(descending=True, stable=True ...": LAST_IS_1,
+    "dpo.make_pairs: in_random_order.argsort(dim=1, descending=True, stable=True ... "
+    "-> in_random_order.argsort(descending=True, stable=True ...": LAST_IS_1,
     "dpo.make_pairs: ... dim=1, descending=True, stable=True) -> "
     "... dim=1, descending=True)": BY_LOT,
     "dpo.make_pairs: torch.arange(P).to(mixed) -> torch.arange(P)": (

@@ -115,7 +115,8 @@ def test_without_a_gradient_nothing_moves():
     learner = Learner(settings(), 2, generator(), policy=(model, 0.1))
     for _ in learner.remaining():
         learner.step()
-        assert learner.report()["grad_norm"] == 0.0
+        nothing = {"steps": 0, "tokens_trained": 0, "grad_norm": 0.0, "guarded": 0.0}
+        assert learner.report() == nothing
     assert model.row.tolist() == [1.0, -2.0]
 
 
@@ -243,7 +244,7 @@ def test_an_update_is_reported_by_itself():
     }
     assert reports[1] == {
         "steps": 1,
-        "tokens_trained": 11,
+        "tokens_trained": 5,
         "grad_norm": 0.5,
         "guarded": 0.0,
     }
@@ -306,6 +307,28 @@ def test_a_run_that_has_ended_has_nothing_left():
     state: dict = {}
     learn(state, 6, generator())
     assert learn(state, 6, generator()) == []
+
+
+def test_a_run_that_has_ended_begins_nothing_again():
+    policy = Weights(1.0)
+    learner = Learner(settings(), 2, generator(), policy=(policy, 0.1))
+    for _ in learner.remaining():
+        learner.keep()
+    assert list(learner.remaining()) == []
+
+
+def test_two_runs_may_go_on_from_one_state(tmp_path):
+    """The first does not move the moments of the second."""
+    state: dict = {}
+    learn(state, 2, generator(3))
+    checkpoint.save(tmp_path / "state", state)
+    state = checkpoint.load(tmp_path / "state")
+    ends = []
+    for _ in range(2):
+        again = dict(state)
+        learn(again, 6, generator(9))
+        ends.append(again["policy"]["row"])
+    assert torch.equal(*ends)
 
 
 def test_every_model_is_in_training_mode_at_every_update():

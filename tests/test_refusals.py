@@ -27,6 +27,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import minialign
@@ -255,7 +256,6 @@ DIVIDING = [
     rrhf.rrhf_loss,
 ]
 COUNTED = [each for each in CALLS if "count" in inspect.signature(each).parameters]
-COUNTED.remove(rrhf.sft_loss)  # no best answer, no loss: then it is 0 without a count
 
 for function, call in CALLS.items():
     dead = function in COUNTED or function in DIVIDING
@@ -340,6 +340,10 @@ call = {"name": "x", "x": NEW, "mask": MASK}
 refuse_slots(checks.check_logprobs, call, "x")
 above = {"above 0": spoiled(NEW, 0.01), "and not by rounding": spoiled(NEW, 1e-5)}
 refuse(checks.check_logprobs, call, detail=r"\[0, 1\]", x=above)
+call = {"name": "x", "x": rand(4, 4), "mask": MASK}
+refuse_slots(checks.check_weights, call, "x")
+negative = {"below 0": spoiled(call["x"], -0.01)}
+refuse(checks.check_weights, call, detail=r"\[0, 1\]", x=negative)
 refuse_slots(checks.check_rows, {"name": "x", "x": EARNED, "mask": MASK}, "x")
 refuse_mask(checks.check_mask, {}, MASK, alone=True)
 refuse_mask(checks.check_some_live, {}, MASK, alone=True, dead=True)
@@ -972,13 +976,49 @@ for value in (nan, inf):
 odd = {"(B, 1)": lambda r, memory: r[:, None], "(1, B)": lambda r, memory: r[None]}
 odd |= {"(P, K)": lambda r, memory: r.view(2, 2)}
 refuse_run(reinforce.train, baseline=odd)
+floats = {"a float": lambda r, memory: 0.5}
+for value in floats.values():
+    arguments = partial(training, reinforce.train, baseline=value)
+    add(reinforce.train, "baseline", "a float", arguments, TypeError)
 odd = {"(P,)": lambda r, g: r[:, 0], "(B, P)": lambda r, g: r.view(-1, 1) - g}
+odd |= {"(B,)": lambda r, g: (r - g[:, None]).flatten()}
 refuse_run(remax.train, names="advantages", compare=odd)
 odd = {"(B, 1)": lambda advantages, k1, mask, beta: advantages[:, None]}
+odd |= {"a column more": lambda advantages, k1, mask, beta: F.pad(k1, (0, 1))}
 refuse_run(remax.train, names="weights", weigh=odd)
 odd = {"(P,)": lambda r: r[:, 0], "(P, 1)": lambda r: r[:, :1], "(B,)": torch.flatten}
 refuse_run(rloo.train, names="advantages", compare=odd)
 refuse_run(grpo.train, names="advantages", advantage={"(P,)": lambda r: r[:, 0]})
+for function in (grpo.per_sequence, grpo.by_constant, grpo.per_token):
+    call = {"mask": MASK, "max_new_tokens": 8}
+    refuse_mask(function, call, MASK, alone=True, dead=True)
+refuse_groups(rrhf.best_answers, {"rewards": PAIRED})
+
+
+def given_answers(**changes) -> dict:
+    """Two answers to each of two problems, with a reward each."""
+    tokens, mask = collate([EXAMPLES[0]] * 2 + [EXAMPLES[1]] * 2, PAD)
+    rollout = Rollout(
+        tokens=tokens,
+        mask=mask,
+        logprobs=torch.zeros(mask.shape),
+        prompt_lengths=torch.full((4,), 3),
+        truncated=torch.zeros(4, dtype=torch.bool),
+        temperature=changes.get("temperature", 1.0),
+        samples=2,
+    )
+    rewards = changes.get("rewards", torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    return training(rrhf.train, problems=[], given=(rollout, rewards))
+
+
+for case, earned in {
+    "(B,)": torch.tensor([1.0, 0.0, 0.0, 1.0]),
+    "(1, 4)": torch.tensor([[1.0, 0.0, 0.0, 1.0]]),
+    "bool": torch.tensor([[True, False], [False, True]]),
+}.items():
+    error = TypeError if case == "bool" else ValueError
+    add(rrhf.train, "given", case, partial(given_answers, rewards=earned), error)
+add(rrhf.train, "given", "colder", partial(given_answers, temperature=0.7))
 refuse_run(sft.train, examples={"none": [], "too long": [([97] * 16, [98])]})
 refuse_run(sft.train, batch_size=(0,), window=(0,))
 add(sft.train, "logits", "a weight of nan", partial(broken, training, sft.train))
@@ -1546,13 +1586,14 @@ def test_a_count_is_a_number_of_any_kind(function, count):
 # What a mask hides
 
 
-PASSING = [checks.check_live, checks.check_logprobs]
+PASSING = [checks.check_live, checks.check_logprobs, checks.check_weights]
 
 
 @pytest.mark.parametrize("function", PASSING, ids=called)
 def test_junk_in_masked_slots_is_not_refused(function):
+    legal = -NEW if function is checks.check_weights else NEW
     for junk in common.JUNK:
-        function("x", NEW.masked_fill(~MASK, junk), MASK)
+        function("x", legal.masked_fill(~MASK, junk), MASK)
 
 
 class Table:
@@ -1644,12 +1685,8 @@ UNCHECKED = {
         reinforce.no_baseline,
         reinforce.moving_average,
         reinforce.batch_mean,
-        grpo.per_sequence,
-        grpo.by_constant,
-        grpo.per_token,
         dpo.logistic,
         dpo.ipo,
-        rrhf.best_answers,
     ],
     "it refuses nothing": [lp.at_least_float32],
     "it draws a picture": [plotting.draw_price],

@@ -86,6 +86,14 @@ def test_that_not_ending_pays_is_said_once_with_the_count():
         score(harsh, problems, held, TOKENIZER, truncated_reward=-0.9)
 
 
+def test_every_reward_is_warned_of():
+    """Two that have one name are two."""
+    rewards = [lambda problems, texts, worth=worth: [worth] for worth in (-1.0, -2.0)]
+    for reward in rewards:
+        with pytest.warns(RuntimeWarning, match="1 of 1 answers"):
+            score(reward, [THREE], rollout(["a"]), TOKENIZER)
+
+
 def test_nothing_is_said_where_not_ending_does_not_pay():
     """Equal rewards, and answers that did not end themselves, are no reason."""
 

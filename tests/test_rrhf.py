@@ -152,7 +152,10 @@ def test_problems_are_asked_in_order_and_every_batch_is_learnt_from(monkeypatch)
         metrics.append(row)
         learnt.append(len(state["order"]))
     assert asked == ["aabb" + "ccdd", "eeaa" + "bbcc"]
-    assert [len(rollout.mask) for _, rollout in drawn] == [4] * 4  # `batch` at a time
+    assert [len(rollout.mask) for _, rollout in drawn] == [
+        6,
+        2,
+    ] * 2  # `chunk` at a time
     assert learnt == [1, 0, 1, 0] * 2  # two batches, twice each, in both rounds
     assert [row["completions"] for row in metrics] == [8] * 4 + [16] * 4
     assert [row["update"] for row in metrics] == list(range(1, 9))

@@ -23,15 +23,15 @@ from tests.waits import LIBRARY, Watch, counted
 # Waits in one micro-batch, averaged over those of an update. Whoever takes one away
 # lowers the number: set to 0, it makes the test say what it is, and list the lines.
 WAITS = {
-    "sft": 13,  # those of its report are among them, for its batch is one part
-    "rejection_sampling": 9,
-    "reinforce": 8,
-    "remax": 8,
-    "rloo": 8,
-    "grpo": 19.75,  # 19, and 3 more in the last of the four steps
-    "ppo": 17,
-    "dpo": 13,
-    "rrhf": 19,
+    "sft": 12,  # those of its report are among them, for its batch is one part
+    "rejection_sampling": 8,
+    "reinforce": 7,
+    "remax": 7,
+    "rloo": 7,
+    "grpo": 14,
+    "ppo": 14,
+    "dpo": 11,
+    "rrhf": 13,
 }
 
 # --- the counting -------------------------------------------------------------------

@@ -54,6 +54,7 @@ from minialign.sampling import collate
 from minialign.tokenizer import Tokenizer
 from minialign.training import (
     Learner,
+    Sums,
     draw,
 )
 
@@ -63,16 +64,16 @@ Pair = tuple[list[int], list[int], list[int]]  # ids: prompt, chosen, rejected w
 
 @dataclass(frozen=True)
 class DPOConfig:
-    """Defaults: a headline run of the course, 16,384 answers; lr, beta: lesson 30."""
+    """Defaults: the headline run of 16,384 answers; lr and beta: lesson 30."""
 
     rounds: int = 4  # draws of pairs; the paper's is 1
     prompts: int = 512  # problems per round
-    samples: int = 8  # answers per problem
+    samples: int = 8  # K, answers per problem, 2 or more
     pairs_per_problem: int = 4  # at most; an answer is in one pair or in none
     updates: int = 64  # optimiser steps per round
     batch: int = 32  # pairs per step
-    max_new_tokens: int = 128  # longer answers are cut and counted
-    truncated_reward: float = 0.0  # what an answer that was cut earns
+    max_new_tokens: int = 128  # a longer answer is truncated, and counted
+    truncated_reward: float = 0.0  # what a truncated answer earns
     temperature: float = 1.0  # of sampling and of scoring: one number
     beta: float = 1.0  # implied reward per nat; paper: 0.1, for longer answers
     reset_reference: bool = True  # every round; False: always the `reference` given
@@ -134,8 +135,11 @@ def dpo_loss(
         "ref_chosen_logprobs": ref_chosen_logprobs,
         "ref_rejected_logprobs": ref_rejected_logprobs,
     }
-    check_shapes(**sums)  # all alike, and never (N, 1)
-    check_shapes(chosen_logprobs=chosen_logprobs, rows=chosen_logprobs.flatten())
+    check_shapes(**sums)
+    if chosen_logprobs.dim() != 1:
+        raise ValueError(
+            f"chosen_logprobs must be (N,), got shape {tuple(chosen_logprobs.shape)}"
+        )
     live = torch.ones_like(chosen_logprobs, dtype=torch.bool)  # (N,)
     for name, x in sums.items():
         check_logprobs(name, x, live)
@@ -161,14 +165,15 @@ def make_pairs(rewards: Tensor, most: int, generator: torch.Generator) -> Tensor
     if most < 1:
         raise ValueError(f"most: got {most}, must be 1 or more")
     P, K = rewards.shape
-    chance = torch.rand(P, K, generator=generator, device=generator.device)
+    chance = torch.rand(P, K, generator=generator, device=generator.device)  # (P, K)
     mixed = chance.to(rewards.device).argsort(1)  # (P, K), each row in random order
-    ranks = rewards.gather(1, mixed).argsort(dim=1, descending=True, stable=True)
+    in_random_order = rewards.gather(1, mixed)  # (P, K)
+    best_first = in_random_order.argsort(dim=1, descending=True, stable=True)  # (P, K)
     first_rows = K * torch.arange(P).to(mixed)[:, None]  # (P, 1)
-    rows = first_rows + mixed.gather(1, ranks)  # (P, K), best first
+    rows = first_rows + mixed.gather(1, best_first)  # (P, K), best first
     from_both_ends = torch.stack((rows, rows.flip(1)), 2)  # (P, K, 2)
-    pairs = from_both_ends[:, : min(K // 2, most)]  # (P, K // 2 or most, 2)
-    earned = rewards.flatten()[pairs]
+    pairs = from_both_ends[:, : min(K // 2, most)]  # (P, min(K // 2, most), 2)
+    earned = rewards.flatten()[pairs]  # (P, min(K // 2, most), 2)
     return pairs[earned[..., 0] > earned[..., 1]]  # (N, 2)
 
 
@@ -194,7 +199,8 @@ def pair_logprobs(
 def reference_of_pairs(
     reference: GPT, pairs: Sequence[Pair], pad_id: int, config: DPOConfig
 ) -> Tensor | None:
-    """`pair_logprobs` of the reference, `micro_batch` pairs at a time; None of none.
+    """`pair_logprobs` of the reference, `micro_batch` pairs at a time; None if there is
+    no pair.
 
     Shapes: N pairs -> (N, 2). Units: nats. Gradient: none.
     """
@@ -226,7 +232,8 @@ def train(
     """Train the policy in place; one dict of metrics per optimiser step.
 
     Round r asks problems[r * prompts : (r + 1) * prompts], from the start again when
-    they run out. With `given` pairs nothing is drawn or scored: every round has these.
+    they run out. With `given` pairs nothing is drawn or scored: every round has these,
+    and the settings of a draw do nothing.
     Steps take a round's pairs in random order, anew when used up. Without a pair, a
     step does nothing. `generator` samples the answers. A `state` dict is complete at
     every yield, inside a round too, and continues a run when it is handed in again.
@@ -234,7 +241,7 @@ def train(
     Metrics: those of `Learner.report`, and
 
         update             steps so far
-        round              that this step belongs to, from 1
+        round              the round of this step, from 1
         completions        answers drawn so far
         pairs              of this round
         identical          pairs dropped, for their two answers are the same: there is
@@ -244,7 +251,7 @@ def train(
 
     of the draw, before it is learnt from (not with `given`): `answer_metrics`, and
 
-        unpaired           share of problems without a pair
+        unpaired           share of problems whose answers all earned the same
         kl                 nats per answer, exact at each choice, of one answer to each
                            problem; only with a reference
 
@@ -258,7 +265,8 @@ def train(
                            `rejected_shift` likewise
 
     Raises: as `check_settings`; ValueError for no problems, samples < 2, a reference
-    that is missing or shares the policy's weights, a gradient that is not finite.
+    that is missing, that shares the policy's weights, or that `given` pairs would leave
+    unused, a gradient that is not finite.
     """
     check_settings(config, "beta")
     if not given:
@@ -272,8 +280,13 @@ def train(
             "reference: with given pairs and reset_reference it would do nothing; set "
             "reset_reference to False, or pass none"
         )
-    steps = config.rounds * config.updates
-    learner = Learner(config, steps, generator, state, policy=(policy, config.lr))
+    learner = Learner(
+        config,
+        config.rounds * config.updates,
+        generator,
+        state,
+        policy=(policy, config.lr),
+    )
     pairs = learner.state.get("pairs", [])
     ref_logprobs = learner.state.get("ref_logprobs")  # (N, 2), of chosen and rejected
     order = learner.state.get("order", [])  # of the pairs still to be met
@@ -299,16 +312,18 @@ def train(
             # 2. score
             rewards = score(
                 reward, asked, rollout, tokenizer, config.truncated_reward
-            )  # (P * K,)
+            )  # (B,)
             groups = rewards.view(config.prompts, config.samples)  # (P, K)
             drawn = answer_metrics(asked, rollout, rewards, tokenizer)
             if reference is not None:
-                firsts = torch.arange(0, len(rewards), config.samples)  # one a problem
+                firsts = torch.arange(0, len(rewards), config.samples)  # (P,), one each
                 kl = measured_kl(policy, reference, rollout.select(firsts))  # (P,)
                 drawn["kl"] = kl.mean().item()
 
             # 3. compare
-            rows = make_pairs(groups, config.pairs_per_problem, learner.data_order)
+            rows = make_pairs(
+                groups, config.pairs_per_problem, learner.data_order
+            )  # (N, 2)
             answers = rollout.responses()
             pairs = []
             paired = set()  # the problems that have a pair
@@ -338,7 +353,7 @@ def train(
             order = order + _shuffled(len(pairs), learner.data_order)
         batch = order[: config.batch]
         order = order[config.batch :]
-        value = 0.0
+        sums = Sums()
         seen = []
         for first in range(0, len(batch), config.micro_batch):
             part = batch[first : first + config.micro_batch]
@@ -354,9 +369,9 @@ def train(
                 beta=config.beta,
                 count=len(batch),
             )
-            tokens = sum(len(pairs[i][1]) + len(pairs[i][2]) for i in part)
-            learner.backward(piece, tokens)
-            value += piece.item()
+            token_count = sum(len(pairs[i][1]) + len(pairs[i][2]) for i in part)
+            learner.backward(piece, token_count)
+            sums.add(loss=piece)
             seen.append(torch.cat((own.detach(), ref), 1))  # (b, 4)
         learner.step()
 
@@ -369,7 +384,8 @@ def train(
             "update": update + 1,
             "round": round_ + 1,
             **drawn,
-            "loss": value,
+            "loss": 0.0,
+            **sums.read(),
             **learner.report(),
             "margin": config.beta * h.mean().item(),
             "preferred": (h > ROUNDING).float().mean().item(),

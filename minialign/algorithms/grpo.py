@@ -35,7 +35,6 @@ from torch import Tensor
 
 from minialign.checks import (
     check_groups,
-    check_live,
     check_logprobs,
     check_problems,
     check_reference,
@@ -43,6 +42,7 @@ from minialign.checks import (
     check_settings,
     check_shapes,
     check_some_live,
+    check_weights,
 )
 from minialign.evaluation import answer_metrics
 from minialign.logprobs import (
@@ -74,18 +74,18 @@ KLTerm = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # as `k3_term`
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    """Defaults: a headline run of the course, 16,384 answers; lr: lesson 14."""
+    """Defaults: the headline run of 16,384 answers; lr: lesson 14."""
 
     updates: int = 64  # batches drawn
     prompts: int = 32  # problems per update
-    samples: int = 8  # answers per problem, K >= 2
-    max_new_tokens: int = 128  # longer answers are cut and counted
-    truncated_reward: float = 0.0  # what an answer that was cut earns
+    samples: int = 8  # K, answers per problem, 2 or more
+    max_new_tokens: int = 128  # a longer answer is truncated, and counted
+    truncated_reward: float = 0.0  # what a truncated answer earns
     temperature: float = 1.0  # of sampling and of scoring: one number
     epochs: int = 2  # passes over the update's answers; paper: 1
     minibatches: int = 1  # optimiser steps per pass, answers dealt anew for each pass
-    eps_low: float = 0.2  # clip below 1 - eps_low; 1: never, ratios are > 0; PPO's
-    eps_high: float = 0.2  # clip above 1 + eps_high; 1e9: never
+    eps_low: float = 0.2  # clip below 1 - eps_low; 1: never, for ratios are > 0; as PPO
+    eps_high: float = 0.2  # clip above 1 + eps_high; inf: never
     beta: float = 0.0  # loss per unit of the KL term; 0: no reference needed
     lr: float = 8e-4  # AdamW's peak
     warmup: int = 5  # updates of linear warm-up; then linear decay to 0
@@ -129,13 +129,21 @@ def per_sequence(mask: Tensor, max_new_tokens: int) -> Tensor:
     """w = 1 / (B |y_i|), the paper's: answers weigh the same, tokens of long ones less.
 
     Shapes: mask (B, S) -> (B, S) float64, 0 if masked; B: rows with live slots.
+
+    Reduction: sequence mean. Gradient: none. Raises: as `check_some_live`.
     """
+    check_some_live(mask)
     lengths = mask.sum(1, keepdim=True).clamp(min=1)  # (B, 1)
     return mask.double() / lengths / mask.any(1).sum()
 
 
 def by_constant(mask: Tensor, max_new_tokens: int) -> Tensor:
-    """w = 1 / (B max_new_tokens), Dr. GRPO's: a divisor that no answer can change."""
+    """w = 1 / (B max_new_tokens), Dr. GRPO's: a divisor that no answer can change.
+
+    Reduction: sequence sum / (B max_new_tokens). Gradient: none.
+    Raises: as `check_some_live`.
+    """
+    check_some_live(mask)
     return mask.double() / mask.any(1).sum() / max_new_tokens
 
 
@@ -144,7 +152,10 @@ def per_token(mask: Tensor, max_new_tokens: int) -> Tensor:
 
     That is DAPO's code. By its equation every group weighs the same, and every token
     within it.
+
+    Reduction: token mean. Gradient: none. Raises: as `check_some_live`.
     """
+    check_some_live(mask)
     return mask.double() / mask.sum()
 
 
@@ -245,12 +256,8 @@ def grpo_loss(
     if weights is None:
         check_some_live(mask)
         return sequence_mean(per_choice, mask)
-    check_live("weights", weights, mask)
+    check_weights("weights", weights, mask)  # of -w the clip would be no bound
     weights = torch.where(mask, weights.detach(), 0.0)  # 0 x inf would give nan
-    if (weights < 0).any():  # the sign is A's: of -w the clip would be no bound
-        raise ValueError(
-            f"weights must be 0 or more at live slots, got {weights.min()}"
-        )
     return masked_sum(weights.to(per_choice.dtype) * per_choice, mask).sum()
 
 
@@ -286,7 +293,7 @@ def train(
         clip_fraction    share of live tokens where the clip binds, mean over the steps
         approx_kl        KL(π_old ‖ π), nats per token, before the last step
         ratio_first      largest |ρ − 1| in the first step: 0
-        kl               nats per answer, mean k1 to the reference; only with one
+        kl               nats per answer, mean k1; only with a reference
 
     Raises: as `check_settings`; ValueError for no problems, samples < 2, more
     minibatches than answers, beta > 0 without a reference, one that shares the policy's
@@ -337,7 +344,7 @@ def train(
 
         # 4. update
         sums = Sums()
-        off = torch.zeros((), device=mask.device)  # the largest |ρ − 1| so far
+        ratio_first = torch.zeros((), device=mask.device)  # the largest |ρ − 1|
         for step, minibatch in enumerate(steps):
             live = mask[torch.cat(minibatch)]  # (M, S), a minibatch of M answers
             weights = reduction(live, config.max_new_tokens)  # (M, S)
@@ -365,34 +372,37 @@ def train(
                     kl_term=kl_term,
                 )
                 learner.backward(loss, part.mask.sum())
-                ratio = probability_ratio(logprobs.detach(), old, part.mask)  # (b, s)
+
+                # For the report: how far has the policy moved since it drew?
+                log_ratio = torch.where(part.mask, logprobs.detach() - old, 0.0)
+                ratio = log_ratio.exp()  # (b, s), ρ; 1 at masked slots
                 clipped = ratio.clamp(1 - config.eps_low, 1 + config.eps_high)
-                binds = A[rows, None] * (ratio - clipped) > 0  # (b, s), no slope there
+                flat = A[rows, None] * (ratio - clipped) > 0  # (b, s), the clip holds
                 sums.add(
                     loss=loss.double() / len(steps),
-                    clip_fraction=(binds.sum() / live.sum()).double() / len(steps),
+                    clip_fraction=(flat.sum() / live.sum()).double() / len(steps),
                 )
+                if step == 0:  # no weight has moved yet
+                    ratio_first = torch.maximum(ratio_first, (ratio - 1).abs().max())
                 if step + 1 == len(steps):
-                    moved = kl_k3(old, logprobs.detach(), part.mask).sum()
-                    sums.add(approx_kl=moved / live.sum())
-                if step == 0:
-                    off = torch.maximum(off, (ratio - 1).abs().max())
+                    k3 = torch.expm1(log_ratio) - log_ratio  # (b, s), of KL(π_old ‖ π)
+                    sums.add(approx_kl=k3.sum() / live.sum())
             learner.step()
 
         # 5. report
         learner.keep()
         lengths = rollout.lengths().float().view_as(groups)  # (P, K)
-        longer = lengths[advantages > 0]
-        shorter = lengths[advantages < 0]
+        lengths_up = lengths[advantages > 0]
+        lengths_down = lengths[advantages < 0]
         metrics = {
             "update": update + 1,
             "completions": (update + 1) * answers,
-            "ratio_first": off.item(),
+            "ratio_first": ratio_first.item(),
             **answer_metrics(asked, rollout, rewards, tokenizer),
             **sums.read(),
             **learner.report(),
-            "length_up": longer.sum().item() / max(len(longer), 1),
-            "length_down": shorter.sum().item() / max(len(shorter), 1),
+            "length_up": lengths_up.sum().item() / max(len(lengths_up), 1),
+            "length_down": lengths_down.sum().item() / max(len(lengths_down), 1),
             "dead": (groups == groups[:, :1]).all(1).float().mean().item(),
         }
         if reference is not None:

@@ -80,15 +80,15 @@ class PPOConfig:
 
     updates: int = 64  # batches drawn
     prompts: int = 32  # problems per update
-    samples: int = 8  # answers per problem
-    max_new_tokens: int = 128  # longer answers are cut and counted
-    truncated_reward: float = 0.0  # what an answer that was cut earns
+    samples: int = 8  # K, answers per problem
+    max_new_tokens: int = 128  # a longer answer is truncated, and counted
+    truncated_reward: float = 0.0  # what a truncated answer earns
     temperature: float = 1.0  # of sampling and of scoring: one number [0.7]
     beta: float = 0.0  # reward paid per nat of KL; 0: no reference needed [0.05]
     epochs: int = 2  # times each answer is used [4]
     minibatches: int = 2  # optimiser steps per epoch [1]
     eps_low: float = 0.2  # clip below 1 - eps_low; 1: never, for ratios are > 0 [0.2]
-    eps_high: float = 0.2  # clip above 1 + eps_high; 1e9: never [0.2]
+    eps_high: float = 0.2  # clip above 1 + eps_high; inf: never [0.2]
     value_clip: float | None = 0.2  # reward units from the old value; None: off [0.2]
     kl_stop: float | None = 0.05  # nats per token since the draw; None: never [None]
     gamma: float = 1.0  # discount per token [1]
@@ -146,21 +146,22 @@ def score_tokens(
     check_tokens(policy, tokens, mask)
     check_temperature(temperature)
     inputs = tokens[:, :-1]  # (B, S)
-    rows, slots = mask.nonzero(as_tuple=True)  # (N,) each, of the N live tokens
+    rows, slots = mask.nonzero(as_tuple=True)  # (L,) each, of the L live tokens
     hidden = policy(inputs)  # (B, S, D)
-    logits = at_least_float32(policy.logits(hidden[rows, slots]))  # (N, V)
-    values = at_least_float32(critic(inputs, hidden)[rows, slots])  # (N,)
+    logits = at_least_float32(policy.logits(hidden[rows, slots]))  # (L, V)
+    values = at_least_float32(critic(inputs, hidden)[rows, slots])  # (L,)
     check_logits("logits", logits)
-    every = torch.log_softmax(logits / temperature, dim=-1)  # (N, V)
-    targets = tokens[rows, slots + 1]  # (N,)
-    logprobs = every.gather(1, targets[:, None])[:, 0]  # (N,)
-    entropies = -(every.exp() * every).sum(1)  # (N,)
-    return _spread(logprobs, mask), _spread(values, mask), _spread(entropies, mask)
-
-
-def _spread(live: Tensor, mask: Tensor) -> Tensor:
-    """Put the live slots' numbers in their places. Shapes: (N,) -> (B, S), else 0."""
-    return live.new_zeros(mask.shape).masked_scatter(mask, live)
+    every = torch.log_softmax(logits / temperature, dim=-1)  # (L, V)
+    targets = tokens[rows, slots + 1]  # (L,)
+    logprobs = every.gather(1, targets[:, None])[:, 0]  # (L,)
+    entropies = -(every.exp() * every).sum(1)  # (L,)
+    places = (rows, slots)
+    zeros = logprobs.new_zeros(mask.shape)  # (B, S)
+    return (
+        zeros.index_put(places, logprobs),
+        zeros.index_put(places, values.to(zeros)),
+        zeros.index_put(places, entropies),
+    )
 
 
 @torch.no_grad()
@@ -258,11 +259,11 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     Gradient: none. Raises: ValueError, TypeError. Source: N-details, 1e-8 included.
     """
     check_some_live(mask)
-    live = _live("x", x, mask).detach()[mask]  # (N,)
+    live = _live("x", x, mask).detach()[mask]  # (L,)
     unequal = live.min() < live.max()  # where not, live − mean would be rounding alone
-    centred = (live - live.mean()) * unequal  # (N,)
-    scaled = centred / (centred.square().mean() + 1e-8).sqrt()  # (N,)
-    return _spread(scaled, mask)
+    centred = (live - live.mean()) * unequal  # (L,)
+    scaled = centred / (centred.square().mean() + 1e-8).sqrt()  # (L,)
+    return torch.zeros_like(x).masked_scatter(mask, scaled)  # (B, S)
 
 
 def policy_loss(
@@ -330,8 +331,8 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     Raises: ValueError, TypeError.
     """
     check_some_live(mask)
-    V = _live("values", values, mask)[mask].double()  # (N,)
-    R = _live("returns", returns, mask)[mask].double()  # (N,)
+    V = _live("values", values, mask)[mask].double()  # (L,)
+    R = _live("returns", returns, mask)[mask].double()  # (L,)
     if R.min() == R.max():
         return 0.0
     unexplained = (R - V).var(correction=0) / R.var(correction=0)
@@ -405,7 +406,7 @@ def train(
         ratio_first           largest |ρ − 1| in the first step: 0, or answers are
                               scored in another way than they are learnt from
         beta                  of the next update
-        kl                    nats per answer, mean k1 to the reference; only with one
+        kl                    nats per answer, mean k1; only with a reference
 
     of the last minibatch that was looked at, before its step:
 

@@ -11,8 +11,9 @@ language models Ahmadian et al. 2024, arXiv 2402.14740, equations 3, 6 and 7.
 What changes from SFT: the answers are the policy's own, and each is weighted by how
 much better than b it did. A weight of 1 on given answers is SFT again.
 
-Details: the batch mean includes the answer it is subtracted from, which shortens the
-gradient by (B - 1)/B and leaves its direction; RLOO repairs that, prompt by prompt.
+Details: the batch mean includes the answer it is subtracted from, which multiplies the
+expected gradient by (B − 1)/B and leaves its direction; RLOO repairs that, problem by
+problem.
 We divide by the number of answers, never by their length: the unbiased reduction.
 
 Lesson: lessons/11_reinforce.py
@@ -51,18 +52,18 @@ Baseline = Callable[[Tensor, float], Tensor]  # (rewards (B,), memory) -> () or 
 
 @dataclass(frozen=True)
 class ReinforceConfig:
-    """Defaults: a headline run of the course, 16,384 answers; lr: lesson 11."""
+    """Defaults: the headline run of 16,384 answers; lr: lesson 11."""
 
     updates: int = 64  # batches drawn, one optimiser step each
     prompts: int = 32  # problems per update
-    samples: int = 8  # answers per problem
-    max_new_tokens: int = 128  # longer answers are cut and counted
-    truncated_reward: float = 0.0  # what an answer that was cut earns
+    samples: int = 8  # K, answers per problem
+    max_new_tokens: int = 128  # a longer answer is truncated, and counted
+    truncated_reward: float = 0.0  # what a truncated answer earns
     temperature: float = 1.0  # of sampling and of scoring: one number
     beta: float = 0.0  # reward paid per nat of KL; 0: no reference needed
     lr: float = 4e-4  # AdamW's peak
     warmup: int = 5  # updates of linear warm-up; then linear decay to 0
-    memory_decay: float = 0.8  # of the moving average of the batches' mean rewards
+    memory_decay: float = 0.8  # of `moving_average`'s memory; others have none
     max_grad_norm: float = 9.0  # a guard: 4 x the usual (see `Learner`)
     micro_batch: int = 64  # answers per backward pass: bounds memory, not the result
 
@@ -83,7 +84,7 @@ def moving_average(rewards: Tensor, memory: float) -> Tensor:
 def batch_mean(rewards: Tensor, memory: float) -> Tensor:
     """b = the mean over this batch. Shapes: (B,) -> ().
 
-    Each answer is part of its own baseline: in expectation the gradient is (B - 1)/B
+    Each answer is part of its own baseline: in expectation the gradient is (B − 1)/B
     of the true one, where answers are independent of each other given their prompts.
     """
     # From the first reward on: the mean of equal rewards is then one of them, exactly.
@@ -113,9 +114,10 @@ def reinforce_loss(
 ) -> Tensor:
     """The loss whose negative gradient is the policy gradient.
 
-    L = −(1/B) Σ_b A_b Σ_s mask[b, s] logprobs[b, s], A_b = R_b − b.
+    L = −(1/B) Σ_i A_i Σ_s mask[i, s] logprobs[i, s], A_i = R_i − b.
 
-    Its value means nothing, only its gradient does: near 0 when A averages to 0.
+    Its value is no measure of progress, only its gradient matters. Where A averages to
+    0 it is minus the covariance of A and log π(y).
 
     Shapes: logprobs, mask (B, S); advantages (B,) -> ().
     Units: reward x nats. Reduction: sequence sum / B; `count` replaces B, so that
@@ -157,8 +159,8 @@ def train(
         update         updates so far
         completions    answers drawn so far
         baseline       mean of b over the answers
-        loss           near 0 where advantages average to 0: only its gradient matters
-        kl             nats per answer, mean k1 to the reference; only with one
+        loss           only its gradient matters
+        kl             nats per answer, mean k1; only with a reference
 
     Raises: as `check_settings`; ValueError for no problems, beta > 0 without a
     reference, one that shares the policy's weights, a baseline that is not () or (B,),
@@ -182,17 +184,25 @@ def train(
         rewards = score(
             reward, asked, rollout, tokenizer, config.truncated_reward
         )  # (B,)
-        now, ref_logprobs = rescore_both(policy, reference, rollout, config.micro_batch)
-        shaped = shape_rewards(rewards, now, ref_logprobs, mask, config.beta)  # (B,)
+        old_logprobs, ref_logprobs = rescore_both(
+            policy, reference, rollout, config.micro_batch
+        )  # (B, S) each
+        shaped = shape_rewards(
+            rewards, old_logprobs, ref_logprobs, mask, config.beta
+        )  # (B,)
 
         # 3. compare
-        b = baseline(shaped, memory)  # () or (B,)
-        if b.dim() > 0 and b.shape != shaped.shape:
+        baselines = baseline(shaped, memory)  # () or (B,)
+        if not isinstance(baselines, Tensor):
+            raise TypeError(
+                f"baseline: gave {type(baselines).__name__}, must be a tensor"
+            )
+        if baselines.dim() > 0 and baselines.shape != shaped.shape:
             raise ValueError(
-                f"baseline: gave shape {tuple(b.shape)}, "
+                f"baseline: gave shape {tuple(baselines.shape)}, "
                 f"must be () or {tuple(shaped.shape)}"
             )
-        advantages = shaped - b  # (B,)
+        advantages = shaped - baselines  # (B,)
         mean = shaped.mean().item()
         if update == 0:
             memory = mean
@@ -217,12 +227,12 @@ def train(
         metrics = {
             "update": update + 1,
             "completions": (update + 1) * len(rewards),
-            "baseline": b.mean().item(),
+            "baseline": baselines.mean().item(),
             **sums.read(),
             **learner.report(),
             **answer_metrics(asked, rollout, rewards, tokenizer),
         }
         if reference is not None:
-            kl = sampled_kl(now, ref_logprobs, mask)  # (B,)
+            kl = sampled_kl(old_logprobs, ref_logprobs, mask)  # (B,)
             metrics["kl"] = kl.mean().item()
         yield metrics

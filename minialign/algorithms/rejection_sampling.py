@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from minialign.checks import (
+    check_groups,
     check_logprobs,
     check_mask,
     check_problems,
@@ -32,7 +33,7 @@ from minialign.checks import (
     check_settings,
     check_shapes,
 )
-from minialign.evaluation import answer_metrics, binary_kl, style_shares
+from minialign.evaluation import answer_metrics, binary_kl, measured_kl, style_shares
 from minialign.logprobs import (
     Count,
     sequence_sum,
@@ -47,24 +48,21 @@ from minialign.training import (
     Learner,
     Sums,
     draw,
-    rescore_both,
-    sampled_kl,
 )
 
-CHUNK = 128  # problems drawn at a time: bounds memory
 Pool = list[Example]  # prompt ids, response ids
 Select = Callable[[Tensor, Tensor, torch.Generator, float], Tensor]  # as select_right
 
 
 @dataclass(frozen=True)
 class RejectionSamplingConfig:
-    """Defaults: the course's headline run of 16,384 answers; lr, updates: lesson 10."""
+    """Defaults: the headline run of 16,384 answers; lr and updates: lesson 10."""
 
     rounds: int = 4  # draws, each followed by training
     prompts: int = 512  # problems per round
-    samples: int = 8  # answers per problem: K
-    max_new_tokens: int = 128  # longer answers are cut and counted
-    truncated_reward: float = 0.0  # what an answer that was cut earns
+    samples: int = 8  # K, answers per problem
+    max_new_tokens: int = 128  # a longer answer is truncated, and counted
+    truncated_reward: float = 0.0  # what a truncated answer earns
     threshold: float = 0.0  # an answer that earned no more is not kept
     temperature: float = 1.0  # of sampling and of scoring: one number
     updates: int = 32  # optimiser steps per round, however much was kept
@@ -73,6 +71,7 @@ class RejectionSamplingConfig:
     warmup: int = 5  # updates of linear warm-up; then linear decay to 0 over the run
     max_grad_norm: float = 0.4  # a guard: 4 x the usual (see `Learner`)
     micro_batch: int = 64  # answers per backward pass: bounds memory, not the result
+    chunk: int = 128  # problems drawn at a time: bounds memory, and changes the draws
 
 
 def best_of_n_accuracy(p: np.ndarray, n: int) -> np.ndarray:
@@ -86,7 +85,7 @@ def best_of_n_accuracy(p: np.ndarray, n: int) -> np.ndarray:
 def best_of_n_kl(p: np.ndarray, n: int) -> np.ndarray:
     """KL(best of n ‖ policy) for rewards 0 and 1, in nats: kl(1 − (1 − p)^n ‖ p).
 
-    Exact with ties broken by lot: among the right the shares stay as they were, and
+    Exact with ties broken by chance: among the right the shares stay as they were, and
     among the wrong. log n − (n − 1)/n (arXiv 2401.01879) is only a bound.
     """
     return binary_kl(best_of_n_accuracy(p, n), p)
@@ -103,7 +102,8 @@ def select_right(
     Shapes: rewards, lengths (P, K) -> (P, K) bool. Raises: ValueError for another rank
     or rewards that are not finite.
     """
-    _ranks(rewards, lengths, generator)  # so that all selections ask for as much chance
+    check_shapes(rewards=rewards, lengths=lengths)
+    check_groups("rewards", rewards)
     return rewards > threshold
 
 
@@ -142,7 +142,8 @@ def select_random(
     generator: torch.Generator,
     threshold: float = 0.0,
 ) -> Tensor:
-    """The control: answers by chance, as many *tokens* as `select_right` keeps.
+    """The control: answers by chance, until they have as many *tokens* as
+    `select_right` keeps: at most one answer more.
 
     Shapes, raises: as `select_right`.
     """
@@ -155,10 +156,7 @@ def select_random(
 
 
 def _ranks(rewards: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
-    """(P, K): 0 for the best of all answers, then 1, 2, ...; equals stand by chance.
-
-    Every selection asks once, needed or not: all leave the generator alike.
-    """
+    """(P, K): 0 for the best of all answers, then 1, 2, ...; equals stand by chance."""
     check_shapes(rewards=rewards, lengths=lengths)
     if rewards.dim() != 2 or not rewards.isfinite().all():
         raise ValueError(f"rewards must be (P, K) and finite, got {rewards}")
@@ -191,13 +189,14 @@ def keep_all(earlier: Pool, new: Pool) -> Pool:
 def likelihood_loss(
     logprobs: Tensor, weights: Tensor, mask: Tensor, count: Count | None = None
 ) -> Tensor:
-    """L = −(1/count) Σ_b w_b Σ_s mask[b, s] logprobs[b, s]: w = 1 kept, w = 0 not.
+    """L = −(1/count) Σ_i w_i Σ_s mask[i, s] logprobs[i, s]: w = 1 kept, w = 0 not.
 
     All w = 1 and count the number of live tokens: SFT, as `train` does. w the rewards
     of fresh answers and count their number: REINFORCE without a baseline, unbiased.
     Shapes: logprobs, mask (B, S); weights (B,) -> (). Units: nats x those of w.
     Reduction: sequence sum / count; None: all rows with a live token, kept or not.
-    Gradient: through logprobs only. Raises: as the three checks. Source: RAFT.
+    Gradient: through logprobs only. Source: RAFT.
+    Raises: as `check_mask`, `check_logprobs` and `check_rows`.
     """
     check_mask(mask)
     check_logprobs("logprobs", logprobs, mask)
@@ -233,13 +232,13 @@ def train(
 
     of the draw, before it is learnt from: `answer_metrics`, and
 
-        round                that this step belongs to, from 1
+        round                the round of this step, from 1
         completions          answers drawn so far
         kept                 share of the round's answers
         kept_style_<name>    share of the kept answers; 0 if none was kept
         pool                 answers to learn from
         unanswered           share of problems with no reward above the threshold
-        kl                   nats per answer, mean k1 to the reference; only with one
+        kl                   nats per answer, exact at each choice; with a reference
 
     Raises: as `check_settings`; ValueError for no problems, a reference that shares the
     policy's weights, a selection that is not bool (P, K), a gradient that is not
@@ -248,8 +247,13 @@ def train(
     check_settings(config)
     check_problems(problems)
     check_reference(policy, reference)
-    steps = config.rounds * config.updates
-    learner = Learner(config, steps, generator, state, policy=(policy, config.lr))
+    learner = Learner(
+        config,
+        config.rounds * config.updates,
+        generator,
+        state,
+        policy=(policy, config.lr),
+    )
     device = next(policy.parameters()).device
     pool = learner.state.get("pool", [])
     order = list(learner.state.get("order", []))  # of the answers still to be met
@@ -260,11 +264,19 @@ def train(
         if step == 0:
             # 1. draw
             asked, rollout = draw(
-                policy, tokenizer, problems, round_, config, generator, chunk=CHUNK
+                policy,
+                tokenizer,
+                problems,
+                round_,
+                config,
+                generator,
+                chunk=config.chunk,
             )
 
             # 2. score
-            rewards = score(reward, asked, rollout, tokenizer, config.truncated_reward)
+            rewards = score(
+                reward, asked, rollout, tokenizer, config.truncated_reward
+            )  # (B,)
             rewards = rewards.view(config.prompts, config.samples)  # (P, K)
             lengths = rollout.lengths().view_as(rewards)  # (P, K)
             drawn = answer_metrics(asked, rollout, rewards, tokenizer)
@@ -274,10 +286,7 @@ def train(
             drawn["round"] = round_ + 1
             drawn["completions"] = (round_ + 1) * rewards.numel()
             if reference is not None:
-                now, ref_logprobs = rescore_both(
-                    policy, reference, rollout, CHUNK * config.samples
-                )
-                kl = sampled_kl(now, ref_logprobs, rollout.mask)  # (B,)
+                kl = measured_kl(policy, reference, rollout)  # (B,)
                 drawn["kl"] = kl.mean().item()
 
             # 3. compare
@@ -305,22 +314,25 @@ def train(
 
         # 4. update
         batch = []
-        tokens = 0  # of the batch's responses
-        while pool and tokens < config.batch_tokens:
+        token_count = 0  # of the batch's responses
+        while pool and token_count < config.batch_tokens:
             if not order:
                 order = _shuffled(len(pool), learner.data_order).tolist()
             example = pool[order.pop()]
             batch.append(example)
-            tokens += len(example[1])
+            token_count += len(example[1])
         batch.sort(key=_length)  # alike in length side by side: little is padding
         sums = Sums()
         for first in range(0, len(batch), config.micro_batch):
             part = batch[first : first + config.micro_batch]
-            ids, mask = collate(part, tokenizer.pad_id)  # (b, t), (b, s)
+            tokens, mask = collate(part, tokenizer.pad_id)  # (b, t), (b, s)
+            tokens = tokens.to(device)
             mask = mask.to(device)
-            logprobs = token_logprobs(policy, ids.to(device), mask, config.temperature)
+            logprobs = token_logprobs(
+                policy, tokens, mask, config.temperature
+            )  # (b, s)
             weights = logprobs.new_ones(len(part))  # (b,)
-            loss = likelihood_loss(logprobs, weights, mask, count=tokens)
+            loss = likelihood_loss(logprobs, weights, mask, count=token_count)
             learner.backward(loss, mask.sum())
             sums.add(loss=loss)
         learner.step()

@@ -9,12 +9,13 @@ Source: Li et al. 2023, arXiv 2310.10505: Σ_t ∇ log π_t times the sampled an
 reward less the greedy one's, averaged over prompts; no discount, no critic, no ratio.
 
 What changes from REINFORCE: the baseline knows the problem and rises with the policy.
-The price is one more answer per problem, and silence where the two rewards tie.
+The price is one more answer per problem, and no gradient where the two rewards tie.
 
-Details: the KL of the whole answer comes out of its reward: the exact gradient. The
-authors' code (liziniu/ReMax) discounts by 0.99 from the last token, cuts at ±5, means
-over tokens, gives a token the KL of that token alone (`=` for `+=`: its issue 4) and
-samples with top-p 0.9, scoring without. `code_weights` is that way, but for top-p.
+Details: the KL of the whole answer comes out of its reward: that is the exact gradient.
+The authors' code (liziniu/ReMax) discounts by 0.99 from the last token, clamps at ±5,
+takes the mean over tokens, gives a token the KL of that token alone (`=` for `+=`: its
+issue 4), and samples with top-p 0.9 while it scores without. `code_weights` is that
+way, but for top-p.
 
 Lesson: lessons/12_remax.py
 """
@@ -34,6 +35,7 @@ from minialign.checks import (
     check_reference,
     check_rows,
     check_settings,
+    check_shapes,
     check_some_live,
 )
 from minialign.evaluation import answer_metrics
@@ -58,18 +60,18 @@ from minialign.training import (
 Compare = Callable[[Tensor, Tensor], Tensor]  # as remax_advantages
 Weigh = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # as whole_answer
 GAMMA = 0.99  # the authors' discount, for `code_returns`
-LARGEST_ADVANTAGE = 5.0  # theirs too: larger ones are cut
+LARGEST_ADVANTAGE = 5.0  # theirs too: larger ones are clamped to it
 
 
 @dataclass(frozen=True)
 class RemaxConfig:
-    """Defaults: a headline run of the course, 16,384 answers; lr: lesson 12."""
+    """Defaults: the headline run of 16,384 answers; lr: lesson 12."""
 
     updates: int = 64  # batches drawn, one optimiser step each
     prompts: int = 128  # problems per update, each with one greedy answer besides
-    samples: int = 1  # sampled answers per problem
-    max_new_tokens: int = 128  # longer answers are cut and counted
-    truncated_reward: float = 0.0  # what an answer that was cut earns
+    samples: int = 1  # K, sampled answers per problem
+    max_new_tokens: int = 128  # a longer answer is truncated, and counted
+    truncated_reward: float = 0.0  # what a truncated answer earns
     temperature: float = 1.0  # of sampling and of scoring: one number
     beta: float = 0.0  # reward paid per nat of KL; 0: no reference needed
     lr: float = 4e-4  # AdamW's peak
@@ -86,7 +88,10 @@ def remax_advantages(rewards: Tensor, greedy_rewards: Tensor) -> Tensor:
     Source: Li et al. 2023, arXiv 2310.10505.
     """
     check_groups("rewards", rewards)
-    check_rows("greedy_rewards", greedy_rewards, rewards.isfinite())
+    first_column = {"rewards[:, 0]": rewards[:, 0]}
+    check_shapes(**first_column, greedy_rewards=greedy_rewards)
+    every = torch.ones_like(greedy_rewards, dtype=torch.bool)  # (P,)
+    check_live("greedy_rewards", greedy_rewards, every)
     return rewards.detach() - greedy_rewards.detach()[:, None]
 
 
@@ -106,16 +111,16 @@ def whole_answer(advantages: Tensor, k1: Tensor, mask: Tensor, beta: float) -> T
 def code_returns(advantages: Tensor, k1: Tensor, mask: Tensor, beta: float) -> Tensor:
     """γ^n clamp(A, ±5) − β k1[s], n = live tokens from s to the end, s included.
 
-    Biased: early tokens count less, large differences are cut, and what a token does to
-    the KL of later ones is missing.
+    Biased: early tokens count less, large differences are clamped, and what a token
+    does to the KL of later ones is missing.
 
     Shapes, units, gradient, raises: as `whole_answer`.
     Source: liziniu/ReMax, step3_rlhf_finetuning/remax_trainer.py, compute_returns.
     """
     k1 = _check(advantages, k1, mask, beta)
     to_end = mask.flip(1).cumsum(1).flip(1).to(k1)  # (B, S)
-    cut = advantages.detach().clamp(-LARGEST_ADVANTAGE, LARGEST_ADVANTAGE)  # (B,)
-    return torch.where(mask, cut[:, None] * GAMMA**to_end - beta * k1, 0.0)
+    clamped = advantages.detach().clamp(-LARGEST_ADVANTAGE, LARGEST_ADVANTAGE)  # (B,)
+    return torch.where(mask, clamped[:, None] * GAMMA**to_end - beta * k1, 0.0)
 
 
 def code_weights(advantages: Tensor, k1: Tensor, mask: Tensor, beta: float) -> Tensor:
@@ -128,7 +133,7 @@ def code_weights(advantages: Tensor, k1: Tensor, mask: Tensor, beta: float) -> T
 def remax_loss(
     logprobs: Tensor, weights: Tensor, mask: Tensor, count: Count | None = None
 ) -> Tensor:
-    """L = −(1/B) Σ_b Σ_s mask[b, s] weights[b, s] logprobs[b, s].
+    """L = −(1/B) Σ_i Σ_s mask[i, s] weights[i, s] logprobs[i, s].
 
     Shapes: logprobs, weights, mask (B, S) -> (). Units: reward x nats.
     Reduction: sequence sum / B; `count` replaces B, so that micro-batches add up.
@@ -183,7 +188,7 @@ def train(
         greedy_truncated    share of the greedy answers that did not end
         ties                share of sampled answers whose advantage is 0
         loss                only its gradient matters
-        kl                  nats per answer, mean k1 to the reference; only with one
+        kl                  nats per answer, mean k1; only with a reference
 
     Raises: as `check_settings`; ValueError for no problems, beta > 0 without a
     reference, one that shares the policy's weights, advantages or weights of another
@@ -218,13 +223,17 @@ def train(
         greedy_rewards = score(
             reward, asked, greedy, tokenizer, config.truncated_reward
         )  # (P,)
-        now, ref_logprobs = rescore_both(policy, reference, rollout, config.micro_batch)
-        k1 = kl_k1(now, ref_logprobs, mask)  # (B, S), 0 without a reference
+        old_logprobs, ref_logprobs = rescore_both(
+            policy, reference, rollout, config.micro_batch
+        )  # (B, S) each
+        k1 = kl_k1(old_logprobs, ref_logprobs, mask)  # (B, S), 0 without a reference
 
         # 3. compare
         groups = rewards.view(config.prompts, config.samples)  # (P, K)
         advantages = compare(groups, greedy_rewards)  # (P, K)
+        check_shapes(rewards=groups, advantages=advantages)
         weights = weigh(advantages.flatten(), k1, mask, config.beta)  # (B, S)
+        check_shapes(mask=mask, weights=weights)
 
         # 4. update
         sums = Sums()
@@ -234,8 +243,8 @@ def train(
                 policy, part.tokens, part.mask, config.temperature
             )  # (b, s)
             width = part.mask.shape[1]  # these answers need no more columns
-            own = weights[rows, :width]  # (b, s)
-            loss = remax_loss(logprobs, own, part.mask, count=len(rewards))
+            part_weights = weights[rows, :width]  # (b, s)
+            loss = remax_loss(logprobs, part_weights, part.mask, count=len(rewards))
             learner.backward(loss, part.mask.sum())
             sums.add(loss=loss)
         learner.step()
@@ -253,6 +262,6 @@ def train(
             **answer_metrics(asked, rollout, rewards, tokenizer),
         }
         if reference is not None:
-            kl = sampled_kl(now, ref_logprobs, mask)  # (B,)
+            kl = sampled_kl(old_logprobs, ref_logprobs, mask)  # (B,)
             metrics["kl"] = kl.mean().item()
         yield metrics

@@ -61,13 +61,13 @@ Compare = Callable[[Tensor], Tensor]  # rewards (P, K) -> advantages (P, K)
 
 @dataclass(frozen=True)
 class RlooConfig:
-    """Defaults: a headline run of the course, 16,384 answers; lr: lesson 13."""
+    """Defaults: the headline run of 16,384 answers; lr: lesson 13."""
 
     updates: int = 64  # batches drawn, one optimiser step each
     prompts: int = 32  # P, problems per update
     samples: int = 8  # K, answers per problem, 2 or more
-    max_new_tokens: int = 128  # longer answers are cut and counted
-    truncated_reward: float = 0.0  # what an answer that was cut earns
+    max_new_tokens: int = 128  # a longer answer is truncated, and counted
+    truncated_reward: float = 0.0  # what a truncated answer earns
     temperature: float = 1.0  # of sampling and of scoring: one number
     beta: float = 0.0  # reward paid per nat of KL; 0: no reference needed
     lr: float = 8e-4  # AdamW's peak
@@ -114,7 +114,7 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 def rloo_loss(
     logprobs: Tensor, advantages: Tensor, mask: Tensor, count: Count | None = None
 ) -> Tensor:
-    """L = −(1/B) Σ_b A_b Σ_s mask[b, s] logprobs[b, s]; −∇L is the policy gradient.
+    """L = −(1/B) Σ_i A_i Σ_s mask[i, s] logprobs[i, s]; −∇L is the policy gradient.
 
     Shapes: logprobs, mask (B, S); advantages (B,), B = P x K -> ().
     Units: reward x nats. Reduction: sequence sum / B; `count` replaces B, so that
@@ -159,7 +159,7 @@ def train(
                          at beta 0 they teach nothing, above it only their KL does
         advantage_std    over all answers, divisor B
         loss             only its gradient matters
-        kl               nats per answer, mean k1 to the reference; only with one
+        kl               nats per answer, mean k1; only with a reference
 
     Raises: as `check_settings`; ValueError for no problems, samples < 2, beta > 0
     without a reference, one that shares the policy's weights, advantages that are not
@@ -184,8 +184,12 @@ def train(
         rewards = score(
             reward, asked, rollout, tokenizer, config.truncated_reward
         )  # (B,)
-        now, ref_logprobs = rescore_both(policy, reference, rollout, config.micro_batch)
-        shaped = shape_rewards(rewards, now, ref_logprobs, mask, config.beta)  # (B,)
+        old_logprobs, ref_logprobs = rescore_both(
+            policy, reference, rollout, config.micro_batch
+        )  # (B, S) each
+        shaped = shape_rewards(
+            rewards, old_logprobs, ref_logprobs, mask, config.beta
+        )  # (B,)
 
         # 3. compare
         groups = shaped.view(config.prompts, config.samples)  # (P, K)
@@ -219,6 +223,6 @@ def train(
             **answer_metrics(asked, rollout, rewards, tokenizer),
         }
         if reference is not None:
-            kl = sampled_kl(now, ref_logprobs, mask)  # (B,)
+            kl = sampled_kl(old_logprobs, ref_logprobs, mask)  # (B,)
             metrics["kl"] = kl.mean().item()
         yield metrics

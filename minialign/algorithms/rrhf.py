@@ -41,6 +41,7 @@ from minialign.checks import (
     check_reference,
     check_settings,
     check_shapes,
+    check_some_live,
 )
 from minialign.evaluation import answer_metrics, measured_kl
 from minialign.logprobs import (
@@ -66,24 +67,26 @@ Judged = tuple[Rollout, Tensor]  # K answers to each of P problems, rewards (P, 
 
 @dataclass(frozen=True)
 class RRHFConfig:
-    """Defaults: the course's run of 16,384 answers; lr, sft_weight: lesson 33."""
+    """Defaults: the headline run of 16,384 answers; lr and sft_weight: lesson 33."""
 
     rounds: int = 4  # draws, each followed by training
     prompts: int = 512  # problems per round
-    samples: int = 8  # answers per problem: K, 2 or more
+    samples: int = 8  # K, answers per problem, 2 or more
     updates: int = 16  # optimiser steps per round
-    batch: int = 32  # problems drawn, and learnt from, together
-    max_new_tokens: int = 128  # longer answers are cut and counted
-    truncated_reward: float = 0.0  # what an answer that was cut earns
+    batch: int = 32  # problems per step, each with all its answers
+    max_new_tokens: int = 128  # a longer answer is truncated, and counted
+    truncated_reward: float = 0.0  # what a truncated answer earns
     threshold: float = 0.0  # an answer that earned no more is not imitated
     temperature: float = 1.0  # of sampling and of scoring: one number
-    sft_weight: float = 100.0  # of L_sft, nats per token. The authors' code has 1; the
-    #  paper's sum over tokens is the same as some 28 here, the tokens of a best answer
+    # The authors' code weighs L_rank instead: by 1 in its train.sh, and by 100 if
+    # nothing is said. The paper's sum over tokens is a weight of some 28 here.
+    sft_weight: float = 100.0  # of L_sft, a mean over tokens
     margin: float = 0.0  # by how much the better one must lead; 0: the paper's
     lr: float = 8e-4  # AdamW's peak
     warmup: int = 5  # updates of linear warm-up; then linear decay to 0 over the run
     max_grad_norm: float = 80.0  # a guard: 4 x the usual (see `Learner`)
     micro_batch: int = 64  # answers per backward pass, rounded to whole problems
+    chunk: int = 128  # problems drawn at a time: bounds memory, and changes the draws
 
 
 def summed_logprobs(logprobs: Tensor, mask: Tensor) -> Tensor:
@@ -146,8 +149,9 @@ def best_answers(rewards: Tensor, threshold: float = 0.0) -> Tensor:
     than `threshold`, which is 0 where that is failure.
 
     The policy's own answers come in no order, so that the first of equals is a random
-    one. Shapes: (P, K) -> (P, K) bool.
+    one. Shapes: (P, K) -> (P, K) bool. Raises: ValueError, TypeError as `check_groups`.
     """
+    check_groups("rewards", rewards)
     best = F.one_hot(rewards.argmax(1), rewards.shape[1]).bool()  # (P, K)
     return best & (rewards > threshold)
 
@@ -161,7 +165,7 @@ def sft_loss(
 ) -> Tensor:
     """L = −(1/N) Σ log π of the N tokens of the best answers; 0 where there is none.
 
-    Shapes: logprobs, mask (P * K, S), problem by problem; rewards (P, K) -> ().
+    Shapes: logprobs, mask (B, S), problem by problem; rewards (P, K) -> ().
     Units: nats per token; `threshold` that of the rewards, as in `best_answers`.
     Reduction: token mean; `count` replaces N.
     Gradient: through logprobs. Raises: ValueError, TypeError as `check_logprobs`, for
@@ -174,8 +178,10 @@ def sft_loss(
     check_shapes(rewards=rewards)
     check_shapes(**{"rows of mask": mask[:, 0], "rewards": rewards.flatten()})
     check_groups("rewards", rewards)
-    best = best_answers(rewards, threshold).flatten()  # (P * K,)
-    live = mask & best[:, None]  # (P * K, S)
+    if count is None:
+        check_some_live(mask)
+    best = best_answers(rewards, threshold).flatten()  # (B,)
+    live = mask & best[:, None]  # (B, S)
     total = -torch.where(live, logprobs, 0.0).sum()
     return total / normaliser(count, max(int(live.sum()), 1))
 
@@ -206,6 +212,22 @@ def rrhf_loss(
     return ranking + sft_weight * imitation
 
 
+def _check_given(rollout: Rollout, rewards: Tensor, temperature: float) -> None:
+    """Given answers have a reward each, and are scored as they were drawn."""
+    check_groups("given rewards", rewards, least=2)
+    K = rollout.samples
+    expected = (len(rollout.tokens) // K, K)
+    if tuple(rewards.shape) != expected:
+        raise ValueError(
+            f"given: rewards have shape {tuple(rewards.shape)}, must be {expected}"
+        )
+    if rollout.temperature != temperature:
+        raise ValueError(
+            f"given: drawn at temperature {rollout.temperature}, "
+            f"the config's is {temperature}"
+        )
+
+
 def _mean_over(x: Tensor, where: Tensor) -> float:
     """The mean of x where it is asked for, 0 if nowhere."""
     return (x[where].sum() / where.sum().clamp(min=1)).item()
@@ -227,15 +249,16 @@ def train(
     """Train the policy in place; one dict of metrics per optimiser step.
 
     Round r asks problems[r * prompts : (r + 1) * prompts], from the start again when
-    they run out, `batch` at a time. Steps take these batches in random order, anew when
-    used up. With `given` answers nothing is drawn or scored: every round has these.
+    they run out. Steps take them `batch` problems at a time, in random order, anew when
+    used up. With `given` answers nothing is drawn or scored: every round has these, and
+    the settings of a draw do nothing.
     `generator` samples the answers. A `state` dict is complete at every yield, inside a
     round too, and continues a run when it is handed in again.
 
     Metrics: those of `Learner.report`, and
 
         update                steps so far
-        round                 that this step belongs to, from 1
+        round                 the round of this step, from 1
         completions           answers drawn so far
 
     of the draw, before it is learnt from (not with `given`): `answer_metrics`, and
@@ -269,8 +292,15 @@ def train(
             raise ValueError(
                 f"prompts: got {config.prompts}, no multiple of batch, {config.batch}"
             )
-    steps = config.rounds * config.updates
-    learner = Learner(config, steps, generator, state, policy=(policy, config.lr))
+    else:
+        _check_given(*given, config.temperature)
+    learner = Learner(
+        config,
+        config.rounds * config.updates,
+        generator,
+        state,
+        policy=(policy, config.lr),
+    )
     device = next(policy.parameters()).device
     if learner.state:
         rollout = Rollout(**learner.state["rollout"]).to(device)
@@ -292,20 +322,23 @@ def train(
                 round_,
                 config,
                 generator,
-                chunk=config.batch,
+                chunk=config.chunk,
             )
 
             # 2. score
-            rewards = score(reward, asked, rollout, tokenizer, config.truncated_reward)
+            rewards = score(
+                reward, asked, rollout, tokenizer, config.truncated_reward
+            )  # (B,)
             rewards = rewards.view(config.prompts, config.samples)  # (P, K)
             drawn = answer_metrics(asked, rollout, rewards, tokenizer)
             if reference is not None:
-                kl = measured_kl(policy, reference, rollout)  # (P * K,)
+                kl = measured_kl(policy, reference, rollout)  # (B,)
                 drawn["kl"] = kl.mean().item()
             order = []
 
         # 3. compare
-        rows = torch.arange(len(rollout.tokens), device=device).view_as(rewards)
+        every_row = torch.arange(len(rollout.tokens), device=device)  # (B,)
+        rows = every_row.view_as(rewards)  # (P, K)
         batches = rows.split(config.batch)  # each (p, K), p problems with all answers
         if not order:
             order = torch.randperm(len(batches), generator=learner.data_order).tolist()
@@ -325,24 +358,20 @@ def train(
             logprobs = token_logprobs(
                 policy, part.tokens, part.mask, config.temperature
             )  # (b, s)
-            loss = rrhf_loss(
+            # `rrhf_loss` in its two parts, for both are reported.
+            p = likelihood(logprobs, part.mask).view_as(earned[some])
+            ranking = ranking_loss(p, earned[some], config.margin, len(batch))
+            imitation = sft_loss(
                 logprobs,
                 earned[some],
                 part.mask,
-                sft_weight=config.sft_weight,
-                margin=config.margin,
-                likelihood=likelihood,
-                threshold=config.threshold,
-                counts=(len(batch), max(best_tokens, 1)),
+                max(best_tokens, 1),
+                config.threshold,
             )
+            loss = ranking + config.sft_weight * imitation
             learner.backward(loss, part.mask.sum())
-            now = logprobs.detach()  # (b, s)
-            imitation = sft_loss(
-                now, earned[some], part.mask, max(best_tokens, 1), config.threshold
-            )
-            sums.add(loss=loss, sft=imitation)
-            found = likelihood(now, part.mask)  # (b,)
-            ranked[some] = found.view_as(earned[some]).to(ranked)
+            sums.add(loss=loss, ranking=ranking, sft=imitation)
+            ranked[some] = p.detach().to(ranked)
         learner.step()
 
         # 5. report
@@ -359,7 +388,6 @@ def train(
             "completions": 0 if given else (round_ + 1) * rewards.numel(),
             **sums.read(),
             **learner.report(),
-            "ranking": ranking_loss(ranked, earned, config.margin).item(),
             "violated": (reversed_.sum() / pairs.sum().clamp(min=1)).item(),
             "tied": (~pairs.flatten(1).any(1)).float().mean().item(),
             "unanswered": (~right.any(1)).float().mean().item(),

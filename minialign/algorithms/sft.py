@@ -203,7 +203,8 @@ def train(
         mask = mask.to(device)
         logprobs = token_logprobs(model, tokens, mask)  # (B, S)
 
-        # 3. compare: with the demonstration itself; there is nothing else
+        # 3. compare
+        # With the demonstration itself: there is nothing else.
         loss = sft_loss(logprobs, mask, count)
 
         # 4. update
