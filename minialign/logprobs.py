@@ -196,7 +196,7 @@ def normaliser(count: Count | None, live: Tensor | int) -> Tensor | float:
         )
     if not 0 < count < math.inf:
         raise ValueError(f"count must be positive and finite, got {count}")
-    return count if isinstance(count, Tensor) else float(count)
+    return count
 
 
 # KL(policy ‖ reference), from samples of the policy and exactly. What is said of a

@@ -67,9 +67,7 @@ ALSO_AN_INDEX = (
 # Survivors that compute the same, by their `key`. It names no line and outlives changes
 # elsewhere in the file; where its own text changes, somebody has to look again.
 EXPLAINED: dict[str, str] = {
-    "logprobs.token_logprobs: check_temperature(temperature) -> pass": (
-        "logprobs_from_logits looks at it too, only after a forward pass for nothing"
-    ),
+    "logprobs.token_logprobs: logits.shape[-1] -> logits.shape[1]": LAST_IS_1,
     "logprobs.logprobs_from_logits: logits[..., 0] -> logits[..., -1]": SHAPE_ALONE,
     "dpo.ipo: h - 1 / (2 * beta) -> 1 / (2 * beta) - h": SQUARED,
     "dpo.make_pairs: in_random_order.argsort(dim=1, descending=True, stable=True ... "
@@ -86,6 +84,8 @@ EXPLAINED: dict[str, str] = {
     "torch.where(mask, weights.detach(), 1.0)": UNSEEN,
     "ppo.score_tokens: torch.log_softmax(logits / temperature, dim=-1) -> "
     "torch.log_softmax(logits / temperature, dim=1)": LAST_IS_1,
+    "ppo.score_tokens: every.gather(1, targets[:, None])[:, 0] -> "
+    "every.gather(1, targets[:, None])[:, -1]": ONE_ALONE,
     "ppo.gae: r[:, 0] -> r[:, -1]": SHAPE_ALONE,
     "ppo.gae: r[:, 0] -> r[:, -1] (#2)": SHAPE_ALONE,
     "ppo.explained_variance: _live('values', values, mask)[mask].double() -> "
@@ -103,6 +103,7 @@ EXPLAINED: dict[str, str] = {
     "rejection_sampling._ranks: earned.argsort(descending=True, stable=True) -> "
     "earned.argsort(descending=True)": BY_LOT,
     "rejection_sampling.likelihood_loss: check_mask(mask) -> pass": REFUSED_NEXT,
+    "remax.remax_advantages: rewards[:, 0] -> rewards[:, -1]": SHAPE_ALONE,
     "remax.remax_loss: torch.where(mask, weights.detach(), 0.0) -> "
     "torch.where(mask, weights.detach(), 1.0)": UNSEEN,
     "rloo.rloo_loss: check_mask(mask) -> pass": REFUSED_NEXT,
@@ -125,6 +126,7 @@ LOOPS = {
     "_shuffled",
     "_length",
     "_mean_over",
+    "_check_given",
 }
 
 # What a node can be mistaken for

@@ -240,7 +240,9 @@ def refuse_mask(
 
 def refuse_count(function, call) -> None:
     refuse(function, call, count=(0, -1, nan, inf))
-    refuse(function, call, TypeError, count=(True, "8", torch.tensor([8.0])))
+    refuse(function, call, TypeError, count=(True, "8"))
+    odd = {"a row": torch.tensor([8.0]), "a bool": torch.tensor(True)}
+    refuse(function, call, TypeError, count=odd)
     tensors = {"0, a tensor": torch.tensor(0), "nan, a tensor": torch.tensor(nan)}
     refuse(function, call, count=tensors)
 
@@ -327,6 +329,22 @@ def refuse_scoring(function, call) -> None:
     refuse_mask(function, call, CHOSEN)
 
 
+class Table:
+    """A policy whose next-token logits depend on the token before alone: (V, V)."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        return self.table[tokens]  # (B, T, V)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def parameters(self) -> list[Tensor]:
+        return [self.table]
+
+
 def scoring() -> dict:
     return {"model": still(), "tokens": TOKENS, "mask": CHOSEN}
 
@@ -334,6 +352,30 @@ def scoring() -> dict:
 for function in (lp.token_logprobs, checks.check_tokens):
     refuse_scoring(function, scoring)
 refuse(lp.token_logprobs, scoring, temperature=HEATS)
+
+
+def broken_model() -> GPT:
+    model = fresh()
+    with torch.no_grad():
+        model.norm.weight.fill_(nan)
+    return model
+
+
+def scoring_badly() -> dict:
+    return {**scoring(), "model": broken_model()}
+
+
+add(lp.token_logprobs, "logits", "a model of nan", scoring_badly)
+
+
+def unknown_word() -> dict:
+    """Chosen last, and so never read: the model does not say how many it knows."""
+    tokens = torch.tensor([[1, 2, 5]])
+    mask = torch.tensor([[False, True]])
+    return {"model": Table(torch.zeros(5, 5)), "tokens": tokens, "mask": mask}
+
+
+add(lp.token_logprobs, "tokens", "beyond the logits", unknown_word, detail=r"0\.\.4")
 
 refuse_slots(checks.check_live, {"name": "x", **ONE}, "x")
 call = {"name": "x", "x": NEW, "mask": MASK}
@@ -821,6 +863,8 @@ for function in (rrhf.mean_logprobs, rrhf.summed_logprobs):
     refuse(function, CALLS[function], detail="row 2", mask={"a dead row": MASK})
 for function in (rrhf.rrhf_loss, ppo.shape_token_rewards):
     refuse(function, CALLS[function], mask={"a dead row": MASK})
+whole = {"with a count": FULL.long()}
+refuse(rrhf.sft_loss, {**RANKED, "count": 8}, TypeError, mask=whole)
 for function in (rrhf.sft_loss, rrhf.rrhf_loss):
     refuse(function, RANKED, rewards={"without problems": PAIRED.flatten()})
 
@@ -862,6 +906,13 @@ def judging(dtype: torch.dtype = torch.float32) -> dict:
 
 refuse_scoring(ppo.score_tokens, judging)
 refuse(ppo.score_tokens, judging, temperature=HEATS)
+
+
+def judging_badly() -> dict:
+    return {**judging(), "policy": broken_model()}
+
+
+add(ppo.score_tokens, "logits", "a policy of nan", judging_badly)
 
 # REFUSED: training
 
@@ -1005,7 +1056,7 @@ def given_answers(**changes) -> dict:
         prompt_lengths=torch.full((4,), 3),
         truncated=torch.zeros(4, dtype=torch.bool),
         temperature=changes.get("temperature", 1.0),
-        samples=2,
+        samples=changes.get("samples", 2),
     )
     rewards = changes.get("rewards", torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     return training(rrhf.train, problems=[], given=(rollout, rewards))
@@ -1018,6 +1069,8 @@ for case, earned in {
 }.items():
     error = TypeError if case == "bool" else ValueError
     add(rrhf.train, "given", case, partial(given_answers, rewards=earned), error)
+alone = {"samples": 1, "rewards": torch.ones(4, 1)}
+add(rrhf.train, "given", "K = 1", partial(given_answers, **alone))
 add(rrhf.train, "given", "colder", partial(given_answers, temperature=0.7))
 refuse_run(sft.train, examples={"none": [], "too long": [([97] * 16, [98])]})
 refuse_run(sft.train, batch_size=(0,), window=(0,))
@@ -1594,22 +1647,6 @@ def test_junk_in_masked_slots_is_not_refused(function):
     legal = -NEW if function is checks.check_weights else NEW
     for junk in common.JUNK:
         function("x", legal.masked_fill(~MASK, junk), MASK)
-
-
-class Table:
-    """A policy whose next-token logits depend on the token before alone: (V, V)."""
-
-    def __init__(self, table: Tensor) -> None:
-        self.table = table
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        return self.table[tokens]  # (B, T, V)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return hidden
-
-    def parameters(self) -> list[Tensor]:
-        return [self.table]
 
 
 # Ids 0 (padding), 1 (a prompt's first) and 4 (EOS) are never read at a live slot.

@@ -159,7 +159,7 @@ def score_tokens(
     zeros = logprobs.new_zeros(mask.shape)  # (B, S)
     return (
         zeros.index_put(places, logprobs),
-        zeros.index_put(places, values.to(zeros)),
+        zeros.index_put(places, values),
         zeros.index_put(places, entropies),
     )
 

@@ -177,7 +177,6 @@ def sft_loss(
     check_logprobs("logprobs", logprobs, mask)
     check_shapes(rewards=rewards)
     check_shapes(**{"rows of mask": mask[:, 0], "rewards": rewards.flatten()})
-    check_groups("rewards", rewards)
     if count is None:
         check_some_live(mask)
     best = best_answers(rewards, threshold).flatten()  # (B,)
