@@ -204,10 +204,13 @@ class Learner:
         self.state = {} if state is None else state
         self.models = {name: model for name, (model, _) in models.items()}
         self.peaks = [peak for _, peak in models.values()]
-        weights = [list(model.parameters()) for model in self.models.values()]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": of_one_model} for of_one_model in weights], weight_decay=0.0
-        )
+        parameter_groups = []
+        self.weights = []  # of all models
+        for model in self.models.values():
+            weights = list(model.parameters())
+            parameter_groups.append({"params": weights})
+            self.weights += weights
+        self.optimizer = torch.optim.AdamW(parameter_groups, weight_decay=0.0)
         self.data_order = torch.Generator()
         self.done = 0  # updates
         self._begin_update()
@@ -277,15 +280,13 @@ class Learner:
 
         Raises: ValueError for a gradient that is not finite, before any weight moves.
         """
-        parameter_groups = self.optimizer.param_groups
-        weights = [weight for group in parameter_groups for weight in group["params"]]
-        if all(weight.grad is None for weight in weights):
+        if all(weight.grad is None for weight in self.weights):
             return
         limit = self.config.max_grad_norm
         found = []
-        for group in parameter_groups:
+        for group in self.optimizer.param_groups:
             norm = nn.utils.clip_grad_norm_(group["params"], limit)
-            found.append(norm.to(weights[0].device))
+            found.append(norm.to(self.weights[0].device))
         norms = torch.stack(found).tolist()  # one wait for all of them
         for name, norm in zip(self.models, norms, strict=True):
             if not math.isfinite(norm):

@@ -269,7 +269,11 @@ def learn(state: dict, updates: int, draw_from: torch.Generator) -> list[float]:
     learner = Learner(settings(2, 1.0), 6, draw_from, state, **models)
     drawn = []
     for update in learner.remaining():
-        drawn.append(torch.rand((), generator=draw_from).item())
+        chances = (
+            torch.rand((), generator=chance).item()
+            for chance in (draw_from, learner.data_order)
+        )
+        drawn.append(sum(chances))
         learner.backward(policy.pull(drawn[-1], 1.0) + critic.pull(drawn[-1]), 1)
         learner.step()
         learner.keep(memory=update / 2)

@@ -292,7 +292,8 @@ def train(
                 f"prompts: got {config.prompts}, no multiple of batch, {config.batch}"
             )
     else:
-        _check_given(*given, config.temperature)
+        given_rollout, given_rewards = given
+        _check_given(given_rollout, given_rewards, config.temperature)
     learner = Learner(
         config,
         config.rounds * config.updates,
@@ -305,8 +306,8 @@ def train(
         rollout = Rollout(**learner.state["rollout"]).to(device)
         rewards = learner.state["rewards"].to(device)  # (P, K)
     elif given is not None:
-        rollout = given[0].to(device)
-        rewards = given[1].to(device)  # (P, K)
+        rollout = given_rollout.to(device)
+        rewards = given_rewards.to(device)  # (P, K)
     order = list(learner.state.get("order", []))  # of the batches still to be met
     drawn = learner.state.get("drawn", {})  # metrics of the round's draw
 
