@@ -234,7 +234,8 @@ measured = {
 }
 for name, estimate in measured.items():
     print(f"{name:<28}{estimate}")
-runs = record | ({str(settings.seed): {"evaluations": evaluations}} if full else {})
+own = {str(settings.seed): {"evaluations": evaluations}}
+runs = record | (own if settings.record else {})
 for seed, one in runs.items():
     last = one["evaluations"]["greedy"][-10:]
     print(f"seed {seed}: greedy accuracy over the last {len(last)} evaluations "
@@ -301,7 +302,7 @@ for lr in (2e-3, 4e-3, 8e-3):
 trials |= {f"Muon, batch {size}": {"batch_size": size} for size in (16, 64)}
 trials["Muon, falling only in the last half"] = {"cooldown": 0.5}
 tried = {}
-if full and settings.seed == 0:
+if settings.record and settings.seed == 0:
     tried = {name: short_run(15_360, **trials[name]) for name in trials}
 if settings.preset == "smoke":
     tried = {"smoke": short_run(64)}
@@ -333,13 +334,13 @@ middle.set_title("it can do better than it does")
 
 # %%
 runs = {seed: one["series"] for seed, one in record.items()}
-runs |= {str(settings.seed): series} if full else {}
+runs |= {str(settings.seed): series} if settings.record else {}
 for number, curve in enumerate(runs.values()):
     label = f"{len(runs)} seed(s), mean of 101 updates" if not number else None
     color = plotting.COLORS[number % len(plotting.COLORS)]
     loss = plotting.smoothed(curve["loss"], 101)
     right.plot(curve["update"], loss, lw=1, color=color, label=label)
-if not full:
+if not settings.record:
     loss = plotting.smoothed(series["loss"], 21)
     right.plot(series["update"], loss, "k--", lw=2, label="this run")
 right.set(xlabel="update", ylabel="loss, nats per answer token", ylim=(0, 1.5))

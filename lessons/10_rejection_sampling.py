@@ -284,7 +284,7 @@ figure, axes = plotting.new_figure(
 rise, price, variety = axes
 runs = course.runs_on_record(settings, run)
 label = "rejection sampling"
-plotting.draw_rise(rise, runs, run, settings.preset, base, label)
+plotting.draw_rise(rise, runs, run, not settings.record, base, label)
 rights, nats, _ = zip(*law.values(), strict=True)
 price.plot(nats, rights, ".:", color=plotting.COLORS[3], label="best of n, no training")
 plotting.draw_price(price, runs or [run], success, base)

@@ -278,7 +278,7 @@ figure, axes = plotting.new_figure(
 )
 rise, shares, price = axes
 runs = course.runs_on_record(settings, run)
-plotting.draw_rise(rise, runs, run, settings.preset, base, "REINFORCE")
+plotting.draw_rise(rise, runs, run, not settings.record, base, "REINFORCE")
 plotting.draw_styles(shares, run, "completions")
 shares.set(xlabel="answers generated")
 shares.set_title("how it answers")

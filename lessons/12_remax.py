@@ -376,7 +376,7 @@ figure, axes = plotting.new_figure(
 )
 rise, price, silence = axes
 runs = course.runs_on_record(settings, run)
-plotting.draw_rise(rise, runs, run, settings.preset, base, "ReMax")
+plotting.draw_rise(rise, runs, run, not settings.record, base, "ReMax")
 plotting.draw_price(price, runs or [run], course.base_success(), base)
 names = {"ties": "ties", "reward": "sampled right", "greedy_reward": "greedy right"}
 for key, name in names.items():

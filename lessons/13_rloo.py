@@ -310,7 +310,7 @@ if best:
 figure, axes = plotting.new_figure(3, message)
 rise, price, pace = axes
 runs = course.runs_on_record(settings, run)
-plotting.draw_rise(rise, runs, run, settings.preset, base, "RLOO")
+plotting.draw_rise(rise, runs, run, not settings.record, base, "RLOO")
 plotting.draw_price(price, runs or [run], course.base_success(), base)
 if by_split:
     values, lows, highs = np.array([row["accuracy"] for row in by_split.values()]).T

@@ -264,7 +264,7 @@ figure, axes = plotting.new_figure(
 )
 rise, price, curves = axes
 runs = course.runs_on_record(settings, run)
-plotting.draw_rise(rise, runs, run, settings.preset, base, "GRPO")
+plotting.draw_rise(rise, runs, run, not settings.record, base, "GRPO")
 plotting.draw_price(price, runs or [run], success, base)
 grid = np.linspace(0, 1, 101)
 for (name, advantage), color in zip(FORMS.items(), plotting.COLORS, strict=False):

@@ -312,7 +312,7 @@ message += f"{settings.seed}); at a careless #### the critic's guess {moves}"
 figure, axes = plotting.new_figure(2, message, rows=2, width=6.2)
 rise, price, *walks = axes
 runs = course.runs_on_record(settings, run)
-plotting.draw_rise(rise, runs, run, settings.preset, base, "PPO")
+plotting.draw_rise(rise, runs, run, not settings.record, base, "PPO")
 plotting.draw_price(price, runs or [run], course.base_success(), base)
 for walk, name in zip(walks, ("worked, right", "careless"), strict=True):
     texts, guesses = thoughts[name]

@@ -328,7 +328,7 @@ figure, axes = plotting.new_figure(
 )
 rise, pairs, price = axes
 runs = course.runs_on_record(settings, run)
-plotting.draw_rise(rise, runs, run, settings.preset, base, "DPO")
+plotting.draw_rise(rise, runs, run, not settings.record, base, "DPO")
 for name, color in (("chosen", plotting.COLORS[2]), ("rejected", plotting.COLORS[1])):
     pairs.plot(series["update"], series[f"{name}_shift"], color=color, label=name)
 for start in range(config.updates, config.rounds * config.updates, config.updates):

@@ -324,7 +324,7 @@ figure, (rise, price, asks) = plotting.new_figure(
     f"{settings.seed}); {1 - violated:.0%} of the base's pairs were in order already",
 )
 runs = course.runs_on_record(settings, run)
-plotting.draw_rise(rise, runs, run, settings.preset, base, "RRHF")
+plotting.draw_rise(rise, runs, run, not settings.record, base, "RRHF")
 plotting.draw_price(price, runs or [run], course.base_success(), base)
 shown = list(pairs.items())[:7]
 counts, broken = np.reshape([both for _, both in shown], (-1, 2)).T / max(total, 1)

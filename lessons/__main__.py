@@ -5,7 +5,8 @@
     python -m lessons all                 every lesson
     python -m lessons ask "Mia has ..."   the base and a trained policy answer
 
-Options: --preset smoke|quick|full, --device auto|cpu|cuda, --seed N.
+Options: --preset smoke|quick|full, --device auto|cpu|cuda, --seed N; --record for the
+authors, who write figures/ with it.
 """
 
 import argparse
@@ -58,6 +59,8 @@ def run(lesson: str, options: argparse.Namespace) -> dict:
     command += ["--seed", str(options.seed)]
     if options.preset:
         command += ["--preset", options.preset]
+    if options.record:
+        command += ["--record"]
     print(f"\n=== {lesson} ===", flush=True)
     child = subprocess.Popen(command)
     while (code := wait(child)) is None:

@@ -50,6 +50,7 @@ class Settings:
     device: torch.device
     seed: int
     started: float  # seconds, time.perf_counter()
+    record: bool = False  # write figures/, the authors' record, and not figures/local/
 
     def pick(self, smoke: Value, quick: Value, full: Value) -> Value:
         """The value for this preset."""
@@ -64,9 +65,13 @@ class Settings:
 
     @property
     def figure_path(self) -> Path:
-        """Where this lesson's figure is drawn; at `full`, over the committed one."""
-        folder = plotting.FIGURES if self.preset == "full" else plotting.LOCAL
-        return folder / f"{self.lesson}.png"
+        """Where the lesson's figure is drawn; with --record, over the committed one."""
+        return self.folder / f"{self.lesson}.png"
+
+    @property
+    def folder(self) -> Path:
+        """Where figures and records of this run go."""
+        return plotting.FIGURES if self.record else plotting.LOCAL
 
     @property
     def policy_path(self) -> Path:
@@ -88,29 +93,38 @@ def setup(lesson: str, arguments: Sequence[str] | None = None) -> Settings:
     options = parser.parse_args(arguments)
     device = pick_device(options.device)
     preset = options.preset or ("full" if device.type == "cuda" else "quick")
-    folder = plotting.FIGURES if preset == "full" else plotting.LOCAL
+    if options.record and preset != "full":
+        fail(f"--record: a record is of --preset full, not of {preset}")
+    settings = Settings(
+        lesson, preset, device, options.seed, time.perf_counter(), options.record
+    )
     try:
         plotting.LOCAL.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         fail(error)
-    if not os.access(folder, os.W_OK):
-        fail(f"{folder} cannot be written to")
+    if not os.access(settings.folder, os.W_OK):
+        fail(f"{settings.folder} cannot be written to")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a Windows console lacks ∇
     print(f"{lesson}: preset {preset}, device {device}, seed {options.seed}")
-    return Settings(lesson, preset, device, options.seed, time.perf_counter())
+    return settings
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The three options that every lesson and `python -m lessons` take."""
+    """The options that every lesson and `python -m lessons` take."""
     parser.add_argument(
         "--preset",
         choices=PRESETS,
         help="smoke: seconds, for tests; quick: two minutes, the default without a "
-        "GPU; full: writes the record, the default with one",
+        "GPU; full: what the record was made with, the default with one",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--seed", type=int, default=0, help="0, 1, 2, ...")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="for the authors: write the committed record, not figures/local/",
+    )
 
 
 def pick_device(name: str) -> torch.device:
@@ -339,8 +353,7 @@ def finish(
         **cost(run.get("series", {})),
         **run,
     }
-    local = settings.preset != "full"
-    path = plotting.save_run(settings.lesson, run, settings.seed, local)
+    path = plotting.save_run(settings.lesson, run, settings.seed, not settings.record)
     print()
     print_table([run])
     print(f"record: {path.relative_to(plotting.FIGURES.parent)}")
@@ -354,9 +367,9 @@ def cost(series: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def runs_on_record(settings: Settings, run: dict) -> list[dict]:
-    """The committed runs of this lesson, one a seed; at `full` this run joins them."""
+    """The committed runs of this lesson, one a seed; with --record this one joins."""
     record = plotting.load_record(settings.lesson)  # other seeds may have ended by now
-    if settings.preset == "full":
+    if settings.record:
         record |= {str(settings.seed): run}
     return list(record.values())
 

@@ -188,18 +188,18 @@ def run_trials(
     """Try settings: {name: (config, options)} -> {name: what was measured}.
 
     Calls run(config, settings, **options) -> (policy, series) with a seed that no
-    reported run uses, and judges on validation. At `full`, seed 0 runs what the
+    reported run uses, and judges on validation. With --record, seed 0 runs what the
     record lacks and saves each as it ends: a trial whose config and options are on
     record is not run again. `smoke` runs one for each set of options and saves none.
     Else: the record.
     """
     name = f"{settings.lesson}_dials"
     record = plotting.load_record(name)
-    is_full = settings.preset == "full"
-    if settings.preset == "quick" or (is_full and settings.seed > 0):
+    records = settings.record and settings.seed == 0
+    if settings.preset != "smoke" and not records:
         return record
     known: dict[str, dict] = {}
-    if is_full:
+    if records:
         known = {_trial_key(entry): entry for entry in record.values()}
     else:
         trials = _one_of_each_kind(trials)
@@ -218,9 +218,9 @@ def run_trials(
         entry["series"] = series
         entry |= cost(series)
         tried[title] = entry
-        if is_full:
+        if records:
             plotting.save_trials(name, record | tried)
-    if not is_full:
+    if not records:
         return tried
     plotting.save_trials(name, tried)
     return plotting.load_record(name)

@@ -187,12 +187,13 @@ def draw_rise(
     axes: Axes,
     runs: Sequence[dict],
     run: dict,
-    preset: str,
+    live: bool,
     base: dict,
     label: str,
     color: str = COLORS[0],
 ) -> None:
-    """Sampled accuracy against answers generated: committed runs, and the reader's.
+    """Sampled accuracy against answers generated: committed runs, and if it is `live`
+    the reader's own over them.
 
     Each run holds "curve": (completions, accuracy); long ones are smoothed over 5.
     """
@@ -205,7 +206,7 @@ def draw_rise(
     if runs:
         series = [as_series(each) for each in runs]
         draw_runs(axes, series, "x", "y", label, color, smooth)
-    if preset != "full":
+    if live:
         draw_live(axes, as_series(run), "x", "y", smooth)
     draw_base(axes, base)
     axes.set(xlabel="answers generated", ylabel="sampled accuracy", ylim=(0, 1))

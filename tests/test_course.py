@@ -146,8 +146,8 @@ def test_figures_stand_without_any_record():
     figure, axes = plotting.new_figure(3, "message")
     base = course.base_facts()
     run = {"curve": ([0, 4096], [0.4, 0.6]), "kl": [1.0], "accuracy_at_kl": 0.8}
-    plotting.draw_rise(axes[0], [], run, "quick", base, "method")
-    plotting.draw_rise(axes[0], [run, run], run, "full", base, "method")
+    plotting.draw_rise(axes[0], [], run, True, base, "method")
+    plotting.draw_rise(axes[0], [run, run], run, False, base, "method")
     plotting.draw_price(axes[1], [], course.base_success(), base)
     plotting.draw_price(axes[1], [run], course.base_success(), base)
     plotting.draw_trials(axes[2], {})
@@ -158,3 +158,26 @@ def test_figures_stand_without_any_record():
     assert high > low
     assert [t.get_text() for t in axes[2].get_yticklabels()] == ["a"]
     figure.canvas.draw()
+
+
+def test_only_the_authors_flag_writes_the_record(folders, capsys):
+    """`full` by itself is a reader's run like any other."""
+    where = {}
+    for flags in ((), ("--record",)):
+        arguments = ["--preset", "full", "--device", "cpu", *flags]
+        settings = course.setup("11_b.py", arguments)
+        where[flags] = settings.figure_path.parent
+        run = {"series": {}}
+        joined = course.runs_on_record(settings, run)
+        assert (run in joined) == bool(flags)
+        before, after = Estimate(0.4, 0.3, 0.5), Estimate(0.9, 0.8, 1.0)
+        course.finish(settings, run, before, after, "accuracy")
+        held = course.last_run("11_b", 0, local=not flags)
+        assert held["preset"] == "full"
+    assert where == {(): plotting.LOCAL, ("--record",): plotting.FIGURES}
+
+
+def test_a_record_is_of_the_full_preset(folders, capsys):
+    with pytest.raises(SystemExit):
+        course.setup("11_b.py", ["--preset", "quick", "--record"])
+    assert "--record" in capsys.readouterr().err

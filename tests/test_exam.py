@@ -19,8 +19,9 @@ def folders(tmp_path, monkeypatch):
     return tmp_path / "figures"
 
 
-def smoke_settings(seed=0, preset="smoke"):
+def smoke_settings(seed=0, preset="smoke", record=False):
     arguments = ["--preset", preset, "--device", "cpu", "--seed", str(seed)]
+    arguments += ["--record"] * record
     return course.setup("98_test.py", arguments)
 
 
@@ -68,7 +69,7 @@ def tried(folders, tokenizer, monkeypatch):
 
     def try_them(trials, seed=0, preset="full"):
         asked.clear()
-        settings = smoke_settings(seed, preset)
+        settings = smoke_settings(seed, preset, record=preset == "full")
         return asked, exam.run_trials(settings, tokenizer, None, trials, run)
 
     (folders / "local").mkdir(parents=True)
