@@ -4,6 +4,8 @@
     python -m lessons reinforce 01        these lessons, in this order
     python -m lessons all                 every lesson
     python -m lessons ask "Mia has ..."   the base and a trained policy answer
+    python -m lessons page reinforce      make its page, from what is stored
+    python -m lessons page all --run      run the lessons for their pages, cell by cell
 
 Options: --preset smoke|quick|full, --device auto|cpu|cuda, --seed N; --record for the
 authors, who write figures/ with it.
@@ -14,10 +16,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lessons import pages
 from minialign import course, plotting
 from minialign.sampling import generate
 
 HERE = Path(__file__).resolve().parent
+RUN_CELLS = (
+    "import sys; from lessons import pages; pages.run(sys.argv[1], sys.argv[2:])"
+)
 
 
 def main() -> None:
@@ -28,12 +34,16 @@ def main() -> None:
     )
     parser.add_argument("what", nargs="*", help="names or numbers; all; ask QUESTION")
     course.add_options(parser)
+    parser.add_argument("--run", action="store_true", help="page: run it first")
     options = parser.parse_args()
     course.pick_device(options.device)
     if options.what[:1] == ["ask"]:
         ask(" ".join(options.what[1:]), options)
         return
     lessons = list(course.titles(HERE))
+    if options.what[:1] == ["page"]:
+        make_pages(options.what[1:], lessons, options)
+        return
     names = options.what or ["tour"]
     chosen = lessons if names == ["all"] else [find(name, lessons) for name in names]
     runs = [run(lesson, options) for lesson in chosen]
@@ -53,14 +63,19 @@ def find(name: str, lessons: list[str]) -> str:
     return found[0]
 
 
+def flags(options: argparse.Namespace) -> list[str]:
+    """The options of one lesson."""
+    found = ["--device", options.device, "--seed", str(options.seed)]
+    if options.preset:
+        found += ["--preset", options.preset]
+    if options.record:
+        found += ["--record"]
+    return found
+
+
 def run(lesson: str, options: argparse.Namespace) -> dict:
     """Run a lesson in a process of its own; return what it recorded."""
-    command = [sys.executable, str(HERE / f"{lesson}.py"), "--device", options.device]
-    command += ["--seed", str(options.seed)]
-    if options.preset:
-        command += ["--preset", options.preset]
-    if options.record:
-        command += ["--record"]
+    command = [sys.executable, str(HERE / f"{lesson}.py"), *flags(options)]
     print(f"\n=== {lesson} ===", flush=True)
     child = subprocess.Popen(command)
     while (code := wait(child)) is None:
@@ -69,6 +84,30 @@ def run(lesson: str, options: argparse.Namespace) -> dict:
         sys.exit(code)
     runs = [course.last_run(lesson, options.seed, local) for local in (True, False)]
     return max((r for r in runs if r), key=lambda r: r["finished"])
+
+
+def make_pages(
+    names: list[str], lessons: list[str], options: argparse.Namespace
+) -> None:
+    """Make the pages of these lessons; of none by name: of those that are stale.
+
+    At `quick`, or without --record, a page is the reader's own, in figures/local/.
+    """
+    chosen = lessons if names == ["all"] else [find(name, lessons) for name in names]
+    if not names:
+        chosen = [lesson for lesson in lessons if pages.is_stale(lesson)]
+    for lesson in chosen:
+        local = not options.record
+        if options.run:
+            command = [sys.executable, "-c", RUN_CELLS, lesson, *flags(options)]
+            code = wait(subprocess.Popen(command, cwd=HERE.parent))
+            if code:
+                sys.exit(code)
+        elif not names or pages.stored(lesson, local=False).exists():
+            local = False
+        path = pages.page(lesson, local)
+        path.write_text(pages.render(lesson, local), encoding="utf-8")
+        print(path.relative_to(HERE.parent))
 
 
 def wait(child: subprocess.Popen) -> int | None:

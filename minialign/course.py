@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TextIO, TypeVar
 
 import numpy as np
 import torch
@@ -106,7 +106,7 @@ def setup(lesson: str, arguments: Sequence[str] | None = None) -> Settings:
         fail(f"{settings.folder} cannot be written to")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a Windows console lacks ∇
-    print(f"{lesson}: preset {preset}, device {device}, seed {options.seed}")
+    say(f"{lesson}: preset {preset}, device {device}, seed {options.seed}")
     return settings
 
 
@@ -140,6 +140,11 @@ def pick_device(name: str) -> torch.device:
     if index >= counts.get(device.type, 0):
         fail(f"--device {name}: this machine has no such device; use auto or cpu")
     return device
+
+
+def say(message: str) -> None:
+    """What is no result, such as a place or a time: on standard error, off the page."""
+    print(message, file=sys.stderr, flush=True)
 
 
 def fail(message: object) -> NoReturn:
@@ -354,9 +359,9 @@ def finish(
         **run,
     }
     path = plotting.save_run(settings.lesson, run, settings.seed, not settings.record)
-    print()
-    print_table([run])
-    print(f"record: {path.relative_to(plotting.FIGURES.parent)}")
+    say("")
+    print_table([run], file=sys.stderr)
+    say(f"record: {path.relative_to(plotting.FIGURES.parent)}")
 
 
 def cost(series: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -385,18 +390,20 @@ def as_estimate(held: Sequence[float]) -> Estimate:
     return Estimate(value, low, high)
 
 
-def print_table(runs: Sequence[dict]) -> None:
-    """Lesson, seconds, before, after, figure: one line a run."""
-    print(f"{'lesson':<16}{'seconds':>8}  {'before':>22}  {'after':>22}  figure")
+def print_table(runs: Sequence[dict], file: TextIO | None = None) -> None:
+    """Lesson, seconds, before, after, figure: one line a run. None: standard output."""
+    head = f"{'lesson':<16}{'seconds':>8}  {'before':>22}  {'after':>22}  figure"
+    print(head, file=file)
     for run in runs:
         before = str(as_estimate(run["before"]))
         after = str(as_estimate(run["after"]))
         print(
             f"{run['lesson']:<16}{run['seconds']:>8.0f}  {before:>22}  {after:>22}  "
-            f"{run['figure']}"
+            f"{run['figure']}",
+            file=file,
         )
     for what in dict.fromkeys(run["what"] for run in runs):
-        print(f"  before, after: {what}")
+        print(f"  before, after: {what}", file=file)
 
 
 def titles(folder: Path) -> dict[str, tuple[str, str]]:

@@ -6,6 +6,7 @@ wall time and every series. `full` runs of all seeds of a lesson form its *recor
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 
 from minialign.evaluation import frontier
 
+SAVED: list[Path] = []  # every figure that this process has written, in order
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
 LOCAL = FIGURES / "local"
 
@@ -142,12 +144,60 @@ def new_figure(
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write the figure; in a notebook or an editor's cells it also shows inline."""
+    """Write the figure; in a notebook or an editor's cells it also shows inline.
+
+    The file carries a digest of the data that it draws, so that one that was not drawn
+    again is found out.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure.savefig(path, metadata={"digest": data_digest(figure)})
+    SAVED.append(path)
     with contextlib.suppress(NameError):
         display(figure)  # noqa: F821  (a builtin under IPython)
     return path
+
+
+def data_digest(figure: Figure) -> str:
+    """A hash of the numbers and words that a figure shows, and not of how it looks."""
+    shown: list[object] = [figure.get_suptitle()]
+    for axes in figure.axes:
+        shown += [axes.get_title(), axes.get_title("left")]
+        shown += [axes.get_xlabel(), axes.get_ylabel()]
+        shown += [[label.get_text() for label in axes.get_yticklabels()]]
+        for line in axes.lines:
+            shown += [line.get_label(), line.get_xdata(), line.get_ydata()]
+        for patch in axes.patches:
+            outline = patch.get_path().transformed(patch.get_patch_transform())
+            shown.append(outline.vertices)
+        for collection in axes.collections:
+            shown.append(collection.get_offsets())
+            shown += [path.vertices for path in collection.get_paths()]
+        shown += [text.get_text() for text in axes.texts]
+    content = json.dumps([_plain(part) for part in shown])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _plain(part: object) -> object:
+    """Numbers with six digits, as records hold them; words as they are."""
+    if isinstance(part, str):
+        return part
+    if isinstance(part, list) and all(isinstance(word, str) for word in part):
+        return part
+    return [f"{number:.6g}" for number in np.ravel(np.asarray(part, dtype=float))]
+
+
+def digest_of(path: Path) -> str | None:
+    """The digest that `save_figure` left in a PNG file; None if there is none."""
+    data = path.read_bytes()
+    position = 8  # after the signature come chunks: length, kind, content, checksum
+    while position < len(data):
+        length = int.from_bytes(data[position : position + 4], "big")
+        kind = data[position + 4 : position + 8]
+        content = data[position + 8 : position + 8 + length]
+        if kind == b"tEXt" and content.startswith(b"digest\0"):
+            return content.removeprefix(b"digest\0").decode("latin-1")
+        position += 12 + length
+    return None
 
 
 def draw_runs(

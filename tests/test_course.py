@@ -108,8 +108,9 @@ def test_finish_saves_and_prints_the_closing_table(folders, capsys):
     before, after = Estimate(0.4, 0.3, 0.5), Estimate(0.9, 0.8, 1.0)
     series = {"loss": [0.5, 0.25], "steps": [2, 1], "tokens_trained": [30, 12]}
     course.finish(settings, {"series": series}, before, after, "accuracy")
-    out = capsys.readouterr().out
-    assert "0.400 [0.300, 0.500]" in out and "0.900 [0.800, 1.000]" in out
+    out = capsys.readouterr()
+    assert "0.400 [0.300, 0.500]" in out.err and "0.900 [0.800, 1.000]" in out.err
+    assert out.out == ""  # a page would show when and where it was made
     held = course.last_run("11_b", 0, local=True)
     assert course.as_estimate(held["after"]) == after
     assert held["before"] == [0.4, 0.3, 0.5] and held["torch"] == torch.__version__
