@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import NoReturn, TextIO, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import numpy as np
 import torch
@@ -267,9 +267,82 @@ def hand_table(lesson: str, rows: Mapping[str, Sequence[float]]) -> dict:
     return own
 
 
-def predict(question: str, guess: float, measured: float) -> None:
-    """Set the reader's guess beside the answer."""
+def predict(question: str, guess: float, measured: float, key: str = "") -> None:
+    """Set the reader's guess beside the answer.
+
+    `key` names the number in this lesson's record, as `check` does: a test looks that
+    no text gives it away before.
+    """
     print(f"\n{question}\n  your guess {guess:g}, measured {measured:.3g}")
+
+
+# --- what the text says -------------------------------------------------------------
+
+
+def check(
+    record: str, numbers: Mapping[str, float | str], own: Mapping | None = None
+) -> list[str]:
+    """The numbers in a paragraph are those of the committed record of a lesson.
+
+    `numbers` are {key: as the text has it}, such as {"gap_closed": 0.85, "kl, seed 1":
+    "1.60"}: they agree if the record's number rounds to as many digits. A key without a
+    seed means the mean over the seeds; see `number`. Prints nothing where all agree,
+    and says on standard error what does not. `own`: the reader's own run, whose numbers
+    may differ from the text without either being wrong.
+
+    Returns what does not agree with the record, a line each: the tests ask for none.
+    A key that the record does not have is refused, as by `number`.
+    """
+    runs = plotting.load_record(record)
+    wrong = []
+    for key, text in numbers.items():
+        value = number(runs, key)
+        if not _rounds_to(value, text):
+            wrong.append(
+                f"{record}: the text says {key} {text}, the record {value:.6g}"
+            )
+    for line in wrong:
+        say(line)
+    if own is not None:
+        for key, text in numbers.items():
+            value = number({"": own}, key.partition(", seed ")[0])
+            if not _rounds_to(value, text):
+                say(f"your run: {key} is {value:.4g}, in the text {text}")
+    return wrong
+
+
+def number(runs: Mapping[str, Mapping], key: str) -> float:
+    """A number of a record: {seed: run} and a key -> the mean over the seeds.
+
+    Keys are names, joined by " > " where a record has records in it. "sampled after" is
+    the second of a pair of estimates, "sampled before" the first; of an estimate, the
+    value and not the ends of its interval. "kl, seed 1" is that of one seed.
+    """
+    name, _, seed = key.partition(", seed ")
+    chosen = [runs[seed]] if seed in runs else list(runs.values())
+    if not chosen or (seed and seed not in runs):
+        raise ValueError(f"{key}: the record has the seeds {', '.join(runs) or 'none'}")
+    return sum(_number_of(run, name) for run in chosen) / len(chosen)
+
+
+def _number_of(run: Mapping, name: str) -> float:
+    found: Any = run
+    for part in name.split(" > "):
+        plain, _, when = part.rpartition(" ")
+        if when in ("before", "after") and plain in found:
+            found = found[plain][("before", "after").index(when)]
+        elif part in found:
+            found = found[part]
+        else:
+            raise ValueError(f"{name}: there is no {part!r} in the record")
+    return float(found[0] if isinstance(found, list) else found)
+
+
+def _rounds_to(value: float, text: float | str) -> bool:
+    """Whether the value, with as many decimals as the text has, is the text."""
+    written = str(text)
+    decimals = len(written.partition(".")[2])
+    return f"{value:.{decimals}f}" == written
 
 
 # --- while it runs ------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What stands around every lesson: settings, the four answers, records, stopping."""
 
+import ast
 import json
 import os
 import signal
@@ -182,3 +183,120 @@ def test_a_record_is_of_the_full_preset(folders, capsys):
     with pytest.raises(SystemExit):
         course.setup("11_b.py", ["--preset", "quick", "--record"])
     assert "--record" in capsys.readouterr().err
+
+
+# Numbers in prose
+
+RUNS = {
+    "0": {"kl": [1.0, 0.9, 1.1], "sampled": [[0.4, 0, 1], [0.85, 0, 1]], "steps": 64},
+    "1": {"kl": [1.204, 1.1, 1.3], "sampled": [[0.5, 0, 1], [0.9, 0, 1]], "steps": 64},
+}
+
+
+@pytest.fixture
+def on_record(folders):
+    for seed, run in RUNS.items():
+        plotting.save_run("11_b", run, int(seed), local=False)
+
+
+@pytest.mark.parametrize(
+    "key, expected",
+    [
+        ("kl", 1.102),
+        ("kl, seed 0", 1.0),
+        ("sampled after", 0.875),
+        ("sampled before, seed 1", 0.5),
+        ("steps", 64.0),
+    ],
+)
+def test_a_key_names_a_number_of_the_record(key, expected):
+    assert course.number(RUNS, key) == pytest.approx(expected)
+
+
+def test_a_key_may_lead_into_what_is_inside():
+    runs = {"0": {"tried": {"lr 4e-4": {"accuracy": [0.6, 0.5, 0.7]}}}}
+    assert course.number(runs, "tried > lr 4e-4 > accuracy") == 0.6
+
+
+@pytest.mark.parametrize("key", ["kll", "kl, seed 2", "kl > value", "before"])
+def test_a_key_that_is_not_there_is_refused(key):
+    with pytest.raises((ValueError, TypeError)):
+        course.number(RUNS, key)
+
+
+def test_numbers_that_agree_are_passed_over_in_silence(on_record, capsys):
+    right = {"kl": 1.1, "kl, seed 1": "1.20", "sampled after": 0.88, "steps": 64}
+    assert course.check("11_b", right) == []
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+@pytest.mark.parametrize(
+    "key, text", [("kl", 1.2), ("kl", "1.11"), ("steps", 63), ("kl, seed 1", 1.21)]
+)
+def test_a_number_that_does_not_agree_is_said(on_record, capsys, key, text):
+    (said,) = course.check("11_b", {key: text, "sampled after": 0.88})
+    assert key in said and str(text) in said
+    assert capsys.readouterr().err.strip() == said
+
+
+def test_a_readers_own_run_may_differ(on_record, capsys):
+    own = {"kl": [1.4, 1.3, 1.5]}
+    assert course.check("11_b", {"kl": 1.1}, own) == []
+    assert "your run: kl is 1.4" in capsys.readouterr().err
+
+
+LESSON_FILES = sorted((course.DATA.parent / "lessons").glob("[0-9]*.py"))
+
+
+def calls_of(name: str, path) -> list[ast.Call]:
+    """The calls of course.<name> in a script, as they are written."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [each for each in calls if ast.unparse(each.func) == f"course.{name}"]
+
+
+def test_every_number_in_a_lesson_is_that_of_its_record():
+    wrong = []
+    for path in LESSON_FILES:
+        for call in calls_of("check", path):
+            record, numbers = (ast.literal_eval(each) for each in call.args[:2])
+            wrong += course.check(record, numbers)
+    assert not wrong
+
+
+def spoilers(paths) -> list[str]:
+    """Predictions that an earlier lesson's check, or an earlier one's in it, tells."""
+    told = set()
+    found = []
+    for path in paths:
+        written = []
+        for kind in ("check", "predict"):
+            written += [(each.lineno, kind, each) for each in calls_of(kind, path)]
+        for _, kind, call in sorted(written, key=lambda each: each[0]):
+            if kind == "check":
+                record, numbers = (ast.literal_eval(each) for each in call.args[:2])
+                told |= {(record, key) for key in numbers}
+                continue
+            keys = [each.value for each in call.keywords if each.arg == "key"]
+            for key in map(ast.literal_eval, keys):
+                if (path.stem, key) in told:
+                    found.append(f"{path.stem}: {key}")
+    return found
+
+
+def test_no_prediction_is_given_away():
+    assert spoilers(LESSON_FILES) == []
+
+
+def test_a_spoiler_would_be_found(tmp_path):
+    early, late = tmp_path / "10_a.py", tmp_path / "11_b.py"
+    early.write_text('course.check("11_b", {"kl": 1.1})\n')
+    late.write_text('course.predict("how far?", 1, 2, key="kl")\n')
+    assert spoilers([early, late]) == ["11_b: kl"]
+    early.write_text('course.check("10_a", {"kl": 1.1})\n')
+    assert spoilers([early, late]) == []
+    late.write_text(
+        'course.check("11_b", {"kl": 1})\ncourse.predict("", 1, 2, key="kl")\n'
+    )
+    assert spoilers([early, late]) == ["11_b: kl"]

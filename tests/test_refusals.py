@@ -34,6 +34,7 @@ import minialign
 from minialign import (
     checkpoint,
     checks,
+    course,
     evaluation,
     families,
     intervals,
@@ -467,6 +468,11 @@ add(checks.check_reference, "reference", "another vocabulary", another_vocabular
 refuse(checks.check_problems, {}, problems=([],))
 shared = {"policy": still(), "critic": still(), "reference": None}
 add(checks.check_apart, "critic.*policy", "one model twice", shared)
+
+# REFUSED: course
+
+runs = {"0": {"kl": [1.0, 0.9, 1.1]}}
+refuse(course.number, {"runs": runs}, names="kl|kll", key=("kl, seed 1", "kll"))
 
 # REFUSED: training
 
