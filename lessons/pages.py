@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minialign import plotting
+from minialign import course, plotting
 
 HERE = Path(__file__).resolve().parent
 MARKER = re.compile(r"# %%( \[markdown\])?(?: tags=(\[.*\]))?\s*")
@@ -144,9 +144,25 @@ def run(lesson: str, arguments: Sequence[str]) -> Path:
         outputs.append({"code": cell.digest, "output": output, "figures": figures})
     local = not names["settings"].record
     file = stored(lesson, local)
-    text = json.dumps({"arguments": list(arguments), "cells": outputs}, indent=1)
+    held = {"arguments": list(arguments), "cells": outputs, "strip": {}}
+    if not local:
+        held["strip"] = _draw_strip(lesson)
+    text = json.dumps(held, indent=1)
     file.write_text(text + "\n", encoding="utf-8")
     return file
+
+
+def _draw_strip(lesson: str) -> dict[str, str | None]:
+    """The standard strip of a method, from the record of all its seeds; of a lesson
+    without a learning curve there is none. Gives {file name: digest}."""
+    runs = list(plotting.load_record(lesson).values())
+    if not runs or not all("curve" in run and "kl" in run for run in runs):
+        return {}
+    label = lesson.partition("_")[2].replace("_", " ")
+    base = course.base_facts()
+    figure = plotting.strip(runs, course.base_success(), base, label)
+    path = plotting.save_figure(figure, plotting.FIGURES / f"{lesson}_strip.png")
+    return {path.name: plotting.digest_of(path)}
 
 
 def _refuse_places(lesson: str, cell: Cell, output: str) -> None:
@@ -189,6 +205,7 @@ def render(lesson: str, local: bool = False) -> str:
         if output is not None:
             blocks += _shown(output, _caption(cells, cell), local)
         position += 1
+    blocks += _strip(held) + [_next(lesson, local)]
     # The note stands below the title, which is the first line of the first cell.
     title, _, rest = blocks[1].partition("\n")
     blocks[:2] = [title, blocks[0], rest.strip("\n")]
@@ -224,6 +241,27 @@ def _shown(output: dict, caption: str, local: bool) -> list[str]:
     for name in output["figures"]:
         blocks.append(f"![{caption}]({folder}{name})")
     return blocks
+
+
+def _strip(held: dict | None) -> list[str]:
+    """The learning curve and the price, as every method has them."""
+    names = [] if held is None else held.get("strip", {})
+    said = (
+        "Learning curve over the committed seeds, and accuracy against KL to the base"
+    )
+    return [f"![{said}](../figures/{name})" for name in names]
+
+
+def _next(lesson: str, local: bool) -> str:
+    """Where the course goes on: to the lesson that comes after, by number."""
+    lessons = sorted(path.stem for path in HERE.glob("[0-9][0-9]_*.py"))
+    after = [other for other in lessons if other > lesson]
+    if not after:
+        return ""
+    title = read_cells(HERE / f"{after[0]}.py")[0].source.partition("\n")[0]
+    folder = "../../lessons/" if local else ""
+    end = "md" if page(after[0], local=False).exists() else "py"
+    return f"**Next:** [{title.lstrip('# ')}]({folder}{after[0]}.{end})"
 
 
 def _caption(cells: Sequence[Cell], cell: Cell) -> str:
@@ -269,17 +307,20 @@ def complaints(lesson: str) -> list[str]:
     file = stored(lesson, local=False)
     if not file.exists():
         return [*found, f"{lesson}: no outputs are stored"]
-    outputs = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    held = json.loads(file.read_text(encoding="utf-8"))
+    outputs = held["cells"]
     codes = [cell for cell in read_cells(HERE / f"{lesson}.py") if not cell.is_prose]
     digests = [cell.digest for cell in codes]
     if [each["code"] for each in outputs] != digests:
         ran = {each["code"] for each in outputs}
         stale = [cell.line for cell in codes if cell.digest not in ran]
         found.append(f"{lesson}: cells were changed since they ran, at lines {stale}")
+    figures = dict(held["strip"])
     for output in outputs:
-        for name, digest in output["figures"].items():
-            if plotting.digest_of(plotting.FIGURES / name) != digest:
-                found.append(f"{lesson}: {name} is not the figure of these outputs")
+        figures |= output["figures"]
+    for name, digest in figures.items():
+        if plotting.digest_of(plotting.FIGURES / name) != digest:
+            found.append(f"{lesson}: {name} is not the figure of these outputs")
     return found
 
 

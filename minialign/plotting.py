@@ -289,19 +289,54 @@ def draw_price(
     axes.set_title("what its accuracy costs")
 
 
+def strip(runs: Sequence[dict], success: np.ndarray, base: dict, label: str) -> Figure:
+    """The standard strip of a method, drawn from its record alone: its learning curve
+    over the committed seeds, and its price in KL under the frontier.
+
+    Runs, success and base as in `draw_rise` and `draw_price`.
+    """
+    seeds = "one seed" if len(runs) == 1 else f"{len(runs)} seeds"
+    figure, (rise, price) = new_figure(2, f"{label}: its curve and its price, {seeds}")
+    draw_rise(rise, runs, runs[0], False, base, label)
+    draw_price(price, runs, success, base)
+    return figure
+
+
 def draw_trials(
-    axes: Axes, trials: dict[str, dict], names: Sequence[str] | None = None
+    axes: Axes,
+    trials: dict[str, dict],
+    names: Sequence[str] | None = None,
+    default: str | None = None,
+    base: float | None = None,
 ) -> None:
-    """A dot a trial, from the top down: sampled accuracy with its interval."""
+    """A dot a trial, from the top down: sampled accuracy with its interval.
+
+    `default` is the trial with the settings of the headline run, whose dot is a star;
+    `base` the accuracy of the base on the same problems, a line.
+    """
     names = _on_record(trials, names)
     if not names:
         axes.set_title("(no trials on record)")
         return
+    if base is not None:
+        axes.axvline(base, color="#444", lw=1.2, ls=":")
+        axes.annotate(
+            f"base {base:.2f}",
+            (base, 0),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 3),
+            textcoords="offset points",
+            fontsize=8,
+            color="#444",
+        )
     for row, name in enumerate(names):
         value, low, high = trials[name]["accuracy"]
         axes.plot([low, high], [row, row], color=COLORS[0], alpha=0.4, lw=3)
-        axes.plot(value, row, "o", color=COLORS[0])
-    axes.set_yticks(range(len(names)), names, fontsize=9)
+        marker = "*" if name == default else "o"
+        size = 14 if name == default else 6
+        axes.plot(value, row, marker, color=COLORS[0], ms=size)
+    labels = [f"{name} (default)" if name == default else name for name in names]
+    axes.set_yticks(range(len(names)), labels, fontsize=9)
     axes.set(ylim=(len(names) - 0.5, -0.5), xlabel="sampled accuracy, validation")
 
 

@@ -162,6 +162,16 @@ def test_figures_stand_without_any_record():
     figure.canvas.draw()
 
 
+def test_a_figure_of_settings_marks_the_default_and_the_base():
+    trial = {"accuracy": [0.5, 0.4, 0.6], "kl": [1.0]}
+    _, (axes,) = plotting.new_figure(1, "message")
+    plotting.draw_trials(axes, {"a": trial, "b": trial}, default="b", base=0.44)
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["a", "b (default)"]
+    markers = [line.get_marker() for line in axes.lines]
+    assert markers.count("*") == markers.count("o") == 1
+    assert [text.get_text() for text in axes.texts] == ["base 0.44"]
+
+
 def test_only_the_authors_flag_writes_the_record(folders, capsys):
     """`full` by itself is a reader's run like any other."""
     where = {}

@@ -190,6 +190,38 @@ def test_a_place_on_this_machine_stands_on_no_page(script):
         pages.run("97_test", ["--record"])
 
 
+def test_a_page_leads_to_the_next_lesson(script):
+    text = write_page()
+    assert "**Next:**" not in text  # it is the last
+    after = script.with_name("98_more.py")
+    after.write_text("# %% [markdown]\n# # Lesson 98: More\n", encoding="utf-8")
+    assert pages.render("97_test").endswith("**Next:** [Lesson 98: More](98_more.py)\n")
+    after.with_suffix(".md").write_text("", encoding="utf-8")
+    assert pages.render("97_test").endswith("(98_more.md)\n")
+
+
+def test_a_method_has_its_strip(script, monkeypatch):
+    """Curve and price, from the record of all seeds; and an old one is found."""
+    run = {
+        "curve": [[256, 512, 768], [0.5, 0.6, 0.7]],
+        "kl": [0.4, 0.3, 0.5],
+        "accuracy_at_kl": 0.7,
+    }
+    base = {"forced_worked": [0.95], "best_temperature": {"accuracy": [0.5]}}
+    success = np.linspace(0.1, 0.9, 9)
+    monkeypatch.setattr(pages.course, "base_facts", lambda: base)
+    monkeypatch.setattr(pages.course, "base_success", lambda: success)
+    for seed in range(2):
+        plotting.save_run("97_test", run, seed, local=False)
+    pages.run("97_test", ["--record"])
+    assert "(../figures/97_test_strip.png)" in write_page()
+    assert pages.complaints("97_test") == []
+    figure = plotting.strip([run], success, base, "another")
+    plotting.save_figure(figure, plotting.FIGURES / "97_test_strip.png")
+    (said,) = pages.complaints("97_test")
+    assert "97_test_strip.png" in said
+
+
 def test_a_lesson_that_never_ran_has_a_page_without_outputs(script):
     text = write_page()
     assert "has not been run" in text and "```text" not in text
