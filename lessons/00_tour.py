@@ -11,7 +11,7 @@
 # reinforcement learning; and what the model does after them. Every other lesson takes
 # one piece of this apart.
 
-# %%
+# %% tags=["setup"]
 import sys
 from pathlib import Path
 
@@ -22,7 +22,7 @@ if not roots:
     raise FileNotFoundError(f"no minialign above {here}: run this in its repository")
 sys.path.insert(0, str(roots[0]))
 
-# %%
+# %% tags=["setup"]
 import copy
 from dataclasses import asdict, replace
 
@@ -113,7 +113,7 @@ for i in range(4):
         left, right = (c[line] if line < len(c) else "" for c in columns)
         print(f"    {left:<34}{right}")
 
-# %%
+# %% tags=["plot"]
 figure, (rise, shares) = plotting.new_figure(
     2, f"From right and wrong alone, it learns to show its work: "
     f"{was.value:.2f} to {now.value:.2f}", width=5.2,
@@ -131,6 +131,11 @@ shares.set(xlabel="answers drawn")
 shares.set_title("how it answers")
 plotting.save_figure(figure, settings.figure_path)
 
+# %% [markdown]
+# **Figure 1.** Left: the share of right answers among those drawn in training, against
+# the number of answers drawn. Dashed: the base forced to work. Dotted: the base at its
+# best temperature. Right: how the same answers were written.
+
 # %%
 lengths = [before.lengths.mean(), after.lengths.mean()]
 run = {"config": asdict(config), "series": series, "lengths": lengths}
@@ -142,9 +147,11 @@ measure = f"sampled accuracy on {len(test)} test problems, 95 % over problems"
 course.finish(settings, run, was, now, measure)
 
 # %% [markdown]
-# Exercise: which style goes first, and why that one? (The stacked figure shows it: the
-# style that is frequent and mostly wrong has most to lose.)
+# **Exercise 1 (look).** Which style goes first, and why that one?
 #
-# Next: lesson 01, where the base comes from. Or ask the two of them something:
-# `python -m lessons ask "Mia has 3 bags of 5 apples and 2 boxes of 6 apples. How many
-# apples is that?"`
+# Or ask the two of them something: `python -m lessons ask "Mia has 3 bags of 5 apples
+# and 2 boxes of 6 apples. How many apples is that?"`
+
+# %% [markdown] tags=["answers"]
+# **Answer 1.** The stacked figure shows it: the style that is frequent and mostly wrong
+# has most to lose.

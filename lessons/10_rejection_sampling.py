@@ -247,16 +247,20 @@ for name, line in zip(("base", "trained"), run["pass_at_k"], strict=True):
 
 # %%
 short = replace(config, rounds=1)
+fewer, more = settings.pick((1, 2), (16, 64), (16, 64))
+default = "lr 4e-4"  # the settings of the headline run
 halves = replace(
     config, rounds=2, prompts=config.prompts // 2, updates=settings.pick(1, 16, 16)
 )
-trials = {  # name: (config, other arguments)
-    "lr 1e-4": (replace(short, lr=1e-4), {}),
-    "lr 3e-4": (replace(short, lr=3e-4), {}),
-    "lr 6e-4": (replace(short, lr=6e-4), {}),
-    "lr 1.2e-3": (replace(short, lr=1.2e-3), {}),
-    "16 updates": (replace(short, updates=settings.pick(1, 16, 16)), {}),
-    "64 updates": (replace(short, updates=settings.pick(2, 64, 64)), {}),
+tuning = {  # name: (config, other arguments)
+    "lr 2e-4": (replace(short, lr=2e-4), {}),
+    "lr 4e-4": (replace(short, lr=4e-4), {}),
+    "lr 8e-4": (replace(short, lr=8e-4), {}),
+    "lr 1.6e-3": (replace(short, lr=1.6e-3), {}),
+    "lr 8e-4, 16 updates": (replace(short, lr=8e-4, updates=fewer), {}),
+    "lr 8e-4, 64 updates": (replace(short, lr=8e-4, updates=more), {}),
+}
+trials = tuning | {
     "best of each problem": (short, {"select": rs.select_best}),
     "top of the pool": (short, {"select": rs.select_top}),
     "control: by lot": (short, {"select": rs.select_random}),
@@ -265,7 +269,7 @@ trials = {  # name: (config, other arguments)
 }
 
 # %%
-tried = exam.run_trials(settings, tokenizer, reference, trials, run_rejection)
+tried = exam.run_trials(settings, tokenizer, reference, trials, run_rejection, tuning)
 exam.print_trials(tried)
 
 # %% [markdown]
@@ -302,7 +306,7 @@ plotting.save_figure(figure, settings.figure_path)
 # %%
 figure, axes = plotting.new_figure(3, "What the settings do, and what the filter keeps")
 accuracy, cost, shares = axes
-plotting.draw_trials(accuracy, tried)
+plotting.draw_trials(accuracy, tried, default=default)
 plotting.draw_trial_prices(cost, tried)
 drawn, kept = series["style_worked"][draws], series["kept_style_worked"][draws]
 places = np.arange(1, len(drawn) + 1)
@@ -328,7 +332,6 @@ print(f"""
 - Entropy went from {run["entropy"][0]:.3f} to {run["entropy"][1]:.3f} nats a token,
   pass@8 from {first[0]:.3f} to {last[0]:.3f}: the intervals {moved}.
 """)
-default = next(name for name, trial in trials.items() if trial == (short, {}))
 exam.compare_trials(tried, default, "control: by lot", "By right or by lot")
 ends = [bootstrap(taken.sampled.correct.mean(1)) for taken in (before, after)]
 measure = "sampled accuracy on test problems, 95 % over problems"

@@ -328,8 +328,8 @@ largest = max(ours, key=ours.get)
 # ## Trials, and breaking it
 #
 # Short runs of 4,096 answers, greedy ones counted. Three samples may share a greedy
-# answer; *beta* puts a price on KL; the *authors' code* discounts by 0.99 from the last
-# token and takes the token mean (and, with beta, a token pays for its own KL only).
+# answer; the *authors' weights* discount by 0.99 from the last token and take the token
+# mean.
 # Without the idea: no baseline (the greedy answers are drawn for nothing), the greedy
 # answers of *another problem*, *stale* ones from the base. None of these three is
 # biased, for none looks at the sampled answer: only the noise differs. Last, three long
@@ -338,20 +338,21 @@ largest = max(ours, key=ours.get)
 
 # %%
 short = replace(config, updates=settings.pick(1, 16, 16))
-wide = replace(short, prompts=settings.pick(2, 64, 64), samples=3)
+high = replace(short, lr=1.6e-3)
+wide = replace(high, prompts=settings.pick(2, 64, 64), samples=3)
 double = replace(config, prompts=settings.pick(2, 256, 256))
 others = {"compare": lambda r, g: remax.remax_advantages(r, g.roll(1))}
 alone, code = {"compare": lambda r, g: r}, {"weigh": remax.code_weights}
-trials = {  # name: (config, other arguments)
+tuning = {  # name: (config, other arguments)
     "lr 2e-4": (replace(short, lr=2e-4), {}),
     "lr 4e-4": (replace(short, lr=4e-4), {}),
     "lr 8e-4": (replace(short, lr=8e-4), {}),
     "lr 1.6e-3": (replace(short, lr=1.6e-3), {}),
-    "3 samples a greedy answer": (wide, {}),
-    "warmup 2": (replace(short, warmup=2), {}),
-    "beta 0.03": (replace(short, beta=0.03), {}),
-    "beta 0.1": (replace(short, beta=0.1), {}),
-    "authors' code": (short, code),
+    "lr 3.2e-3": (replace(short, lr=3.2e-3), {}),
+    "lr 1.6e-3, 3 samples": (wide, {}),
+    "lr 1.6e-3, authors' weights": (high, code),
+}
+trials = tuning | {
     "no baseline": (short, alone),
     "another problem's greedy": (short, others),
     "stale greedy (the base's)": (short, {"stale": True}),
@@ -361,7 +362,7 @@ trials = {  # name: (config, other arguments)
 }
 
 # %%
-tried = exam.run_trials(settings, tokenizer, reference, trials, run_remax)
+tried = exam.run_trials(settings, tokenizer, reference, trials, run_remax, tuning)
 exam.print_trials(tried)
 
 # %% [markdown]
@@ -389,7 +390,7 @@ plotting.save_figure(figure, settings.figure_path)
 # %%
 figure, axes = plotting.new_figure(3, "What it is worth, what it costs, what it needs")
 accuracy, noise, memory = axes
-plotting.draw_trials(accuracy, tried)
+plotting.draw_trials(accuracy, tried, default="lr 4e-4")
 for shift, (where, row) in zip((-0.2, 0.2), frozen.items(), strict=False):
     values, errors = np.array(list(row.values())).T
     at = np.arange(len(row)) + shift

@@ -53,6 +53,7 @@ base = course.base_facts()
 config = grpo.GRPOConfig(
     updates=settings.pick(1, 16, 16),
     prompts=settings.pick(2, 32, 32),
+    epochs=2,
     max_new_tokens=settings.pick(48, 128, 128),
 )
 right_loss, right_scores = grpo.clipped_loss, token_logprobs

@@ -4,6 +4,7 @@
     python -m lessons reinforce 01        these lessons, in this order
     python -m lessons all                 every lesson
     python -m lessons ask "Mia has ..."   the base and a trained policy answer
+    python -m lessons results             all results, figures/README.md
     python -m lessons page reinforce      make its page, from what is stored
     python -m lessons page all --run      run the lessons for their pages, cell by cell
 
@@ -16,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lessons import pages
+from lessons import pages, results
 from minialign import course, plotting
 from minialign.sampling import generate
 
@@ -41,6 +42,10 @@ def main() -> None:
         ask(" ".join(options.what[1:]), options)
         return
     lessons = list(course.titles(HERE))
+    if options.what == ["results"]:
+        print(results.write().relative_to(HERE.parent))
+        print(results.summary())
+        return
     if options.what[:1] == ["page"]:
         make_pages(options.what[1:], lessons, options)
         return

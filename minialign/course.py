@@ -254,7 +254,8 @@ def hand_table(lesson: str, rows: Mapping[str, Sequence[float]]) -> dict:
     own = {name: list(map(float, weights)) for name, weights in rows.items()}
     known = {}
     for path in sorted(plotting.FIGURES.glob("[0-9]*.json")):
-        if path.stem < lesson:
+        is_record = "." not in path.stem  # and not the outputs of a page's cells
+        if is_record and path.stem < lesson:
             runs = list(plotting.load_record(path.stem).values())
             if runs:
                 known |= runs[0].get("hand", {})

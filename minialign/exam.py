@@ -6,10 +6,12 @@ reports the way between them. Trials say how much of it is due to the method's s
     exam, show_answers                          a policy answers the test problems
     distance, report                            what its training brought, and the price
     run_trials, print_trials, compare_trials    the same algorithm under other settings
+    choose                                      which of them a headline run takes
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,6 +26,7 @@ from minialign.course import (
     base_success,
     cost,
     load_problems,
+    say,
 )
 from minialign.evaluation import (
     Answers,
@@ -144,6 +147,7 @@ def report(
         "frontier": best,
         "completions_to_0.8": reached,
         "area": area,
+        "right_of_samples": after.sampled.correct.sum(1).tolist(),
     }
 
 
@@ -184,8 +188,12 @@ def run_trials(
     reference: GPT,
     trials: Mapping[str, tuple[Any, Mapping[str, Any]]],
     run: Callable[..., tuple[GPT, dict[str, list[float]]]],
+    tuning: Collection[str] = (),
 ) -> dict[str, dict]:
     """Try settings: {name: (config, options)} -> {name: what was measured}.
+
+    `tuning` names the trials from which the headline run's settings were chosen, by
+    `choose`; the others are variants that a lesson asks about.
 
     Calls run(config, settings, **options) -> (policy, series) with a seed that no
     reported run uses, and judges on validation. With --record, seed 0 runs what the
@@ -203,20 +211,21 @@ def run_trials(
         known = {_trial_key(entry): entry for entry in record.values()}
     else:
         trials = _one_of_each_kind(trials)
-    tuning = replace(settings, seed=TUNING_SEED)
+    practice = replace(settings, seed=TUNING_SEED)
     tried: dict[str, dict] = {}
     for title, (config, options) in trials.items():
         entry = {"config": asdict(config), "options": _names(options, title)}
         key = _trial_key(entry)
         if key in known:
-            tried[title] = known[key]
+            tried[title] = known[key] | {"tuning": title in tuning}
             continue
-        print(f"trial: {title}", flush=True)
-        policy, series = run(config, tuning, **options)
-        entry |= _judge(tuning, tokenizer, policy, reference)
+        say(f"trial: {title}")
+        policy, series = run(config, practice, **options)
+        entry |= _judge(practice, tokenizer, policy, reference)
         entry["seconds"] = series["seconds"][-1]
         entry["series"] = series
         entry |= cost(series)
+        entry["tuning"] = title in tuning
         tried[title] = entry
         if records:
             plotting.save_trials(name, record | tried)
@@ -272,6 +281,30 @@ def _trial_key(entry: Mapping[str, Any]) -> str:
     config.pop("micro_batch", None)
     what = [plotting.rounded(config), entry["options"]]
     return json.dumps(what, sort_keys=True)
+
+
+def choose(trials: Mapping[str, Mapping]) -> str:
+    """The trial whose settings a headline run takes: one rule for every method.
+
+    Of the trials that belong to the tuning, the highest sampled accuracy wins. A trial
+    is tied with it where the 95 % interval of their difference holds 0 (taken as of
+    independent samples, which is wider than it need be): of those tied, the fewest
+    optimiser steps win, then the smallest learning rate, for a run of full length is
+    four times as long as a trial; then again the highest accuracy.
+
+    Raises: ValueError where no trial belongs to the tuning.
+    """
+    rivals = {name: trial for name, trial in trials.items() if trial.get("tuning")}
+    if not rivals:
+        raise ValueError("trials: none of them belongs to the tuning")
+    best = max(rivals.values(), key=lambda trial: trial["accuracy"][0])["accuracy"]
+    tied = []
+    for name, trial in rivals.items():
+        value, low, high = trial["accuracy"]
+        reach = math.hypot(high - low, best[2] - best[1]) / 2
+        if best[0] - value <= reach:
+            tied.append((trial["steps"], trial["config"]["lr"], -value, name))
+    return min(tied)[-1]
 
 
 def print_trials(trials: Mapping[str, dict]) -> None:

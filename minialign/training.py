@@ -172,8 +172,9 @@ class Learner:
     `config.max_grad_norm` is a guard against outliers and no part of a method: a
     model's gradient whose norm exceeds it is scaled down to it. Defaults are four times
     the median norm in the method's headline run (seed 100), rounded, so that few steps
-    meet it; `report` says how many did. The norm is in units of the loss: another beta,
-    weight, reduction or size of reward may need another limit.
+    meet it (for GRPO, whose norms fall as its groups die, the median of the first
+    quarter); `report` says how many did. The norm is in units of the loss: another
+    beta, weight, reduction or size of reward may need another limit.
 
     `generator` samples answers, and nothing else. Whatever else is left to chance, such
     as the order in which answers are learnt from, asks `data_order`, a generator that

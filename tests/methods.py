@@ -414,6 +414,7 @@ METHODS = {
             samples=6,
             critic_lr=1e-2,
             kl_stop=None,
+            epochs=2,
             minibatches=1,
         ),
         # Whitening blows up the noise once all answers are right: not in a long run.

@@ -310,3 +310,16 @@ def test_a_spoiler_would_be_found(tmp_path):
         'course.check("11_b", {"kl": 1})\ncourse.predict("", 1, 2, key="kl")\n'
     )
     assert spoilers([early, late]) == ["11_b: kl"]
+
+
+def test_the_hand_table_holds_earlier_records_and_no_outputs_of_pages(folders, capsys):
+    folders.mkdir()
+    record = {"0": {"hand": {"known before": [0.5, 0.5, -0.5, -0.5]}}}
+    (folders / "10_a.json").write_text(json.dumps(record))
+    (folders / "10_a.cells.json").write_text(json.dumps({"arguments": [], "cells": []}))
+    later = {"0": {"hand": {"known after": [1.0, 1.0, 1.0, 1.0]}}}
+    (folders / "12_c.json").write_text(json.dumps(later))
+    own = course.hand_table("11_b", {"mine": torch.tensor([1.0, 0.0, 0.0, -1.0])})
+    assert own == {"mine": [1.0, 0.0, 0.0, -1.0]}
+    table = capsys.readouterr().out
+    assert "known before" in table and "> mine" in table and "after" not in table

@@ -67,10 +67,11 @@ def tried(folders, tokenizer, monkeypatch):
         asked.append((config.lr, settings.seed, sorted(options)))
         return None, {"seconds": [1.0, 2.0]}
 
-    def try_them(trials, seed=0, preset="full"):
+    def try_them(trials, seed=0, preset="full", tuning=()):
         asked.clear()
         settings = smoke_settings(seed, preset, record=preset == "full")
-        return asked, exam.run_trials(settings, tokenizer, None, trials, run)
+        found = exam.run_trials(settings, tokenizer, None, trials, run, tuning)
+        return asked, found
 
     (folders / "local").mkdir(parents=True)
     return try_them
@@ -129,3 +130,33 @@ def test_other_seeds_and_quick_show_the_record_and_smoke_leaves_it(tried):
     _, found = tried(trials)
     for seed, preset in ((0, "quick"), (1, "full")):
         assert tried({"z": (Knob(9.0), {})}, seed, preset) == ([], found)
+
+
+def trial(accuracy, steps, tuning=True, lr=1.0):
+    """With an interval of ± 0.03."""
+    interval = [accuracy, accuracy - 0.03, accuracy + 0.03]
+    config = {"lr": lr}
+    return {"accuracy": interval, "steps": steps, "config": config, "tuning": tuning}
+
+
+def test_the_rule_takes_the_highest_accuracy_and_of_ties_the_fewest_steps():
+    trials = {"low": trial(0.557, 16), "high": trial(0.6, 64), "near": trial(0.59, 64)}
+    assert exam.choose(trials) == "high"  # 0.043 apart: further than 0.03 times √2
+    assert exam.choose(trials | {"tie": trial(0.558, 32)}) == "tie"
+    assert exam.choose(trials | {"variant": trial(0.9, 1, tuning=False)}) == "high"
+    at_equal_steps = {"b": trial(0.56, 32), "a": trial(0.57, 32)}
+    assert exam.choose(trials | at_equal_steps) == "a"
+    assert exam.choose(trials | at_equal_steps | {"c": trial(0.56, 32, lr=0.5)}) == "c"
+
+
+def test_without_a_tuning_there_is_nothing_to_choose():
+    with pytest.raises(ValueError, match="trials: none"):
+        exam.choose({"variant": trial(0.9, 1, tuning=False)})
+
+
+def test_the_record_says_which_trials_the_settings_were_chosen_from(tried):
+    trials = {"a": (Knob(), {}), "b": (Knob(0.2), {})}
+    _, found = tried(trials, tuning=["b"])
+    assert [found[name]["tuning"] for name in "ab"] == [False, True]
+    asked, found = tried(trials, tuning=["a"])  # another look at what is on record
+    assert not asked and [found[name]["tuning"] for name in "ab"] == [True, False]

@@ -214,7 +214,9 @@ def test_each_epoch_uses_each_answer_once(monkeypatch):
     """In another order each time; divided by the minibatch, not its parts."""
     drawn = training.spied_draws(monkeypatch)
     calls = training.spied(monkeypatch, ppo, "policy_loss")
-    config = replace(CONFIG, minibatches=2, micro_batch=4, prompts=5, updates=1)
+    config = replace(
+        CONFIG, epochs=2, minibatches=2, micro_batch=4, prompts=5, updates=1
+    )
     metrics = next(run(base(), config))
     assert metrics["epochs_done"] == 2
     sizes = [(len(args[0]), args[-1]) for args, _ in calls]

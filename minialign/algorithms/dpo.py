@@ -70,14 +70,14 @@ class DPOConfig:
     prompts: int = 512  # problems per round
     samples: int = 8  # K, answers per problem, 2 or more
     pairs_per_problem: int = 4  # at most; an answer is in one pair or in none
-    updates: int = 64  # optimiser steps per round
+    updates: int = 128  # optimiser steps per round
     batch: int = 32  # pairs per step
     max_new_tokens: int = 128  # a longer answer is truncated, and counted
     truncated_reward: float = 0.0  # what a truncated answer earns
     temperature: float = 1.0  # of sampling and of scoring: one number
     beta: float = 1.0  # implied reward per nat; paper: 0.1, for longer answers
     reset_reference: bool = True  # every round; False: always the `reference` given
-    lr: float = 2e-4  # AdamW's peak; paper: 1e-6, its code 5e-7, RMSprop
+    lr: float = 4e-4  # AdamW's peak; paper: 1e-6, its code 5e-7, RMSprop
     warmup: int = 5  # updates of linear warm-up; then linear decay to 0 over the run
     max_grad_norm: float = 13.0  # a guard: 4 x the usual (see `Learner`)
     micro_batch: int = 32  # pairs per backward pass: bounds memory, not the result

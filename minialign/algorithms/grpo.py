@@ -82,14 +82,14 @@ class GRPOConfig:
     max_new_tokens: int = 128  # a longer answer is truncated, and counted
     truncated_reward: float = 0.0  # what a truncated answer earns
     temperature: float = 1.0  # of sampling and of scoring: one number
-    epochs: int = 2  # passes over the update's answers; paper: 1
+    epochs: int = 4  # passes over the update's answers; paper: 1
     minibatches: int = 1  # optimiser steps per pass, answers dealt anew for each pass
     eps_low: float = 0.2  # clip below 1 - eps_low; 1: never, for ratios are > 0; as PPO
     eps_high: float = 0.2  # clip above 1 + eps_high; inf: never
     beta: float = 0.0  # loss per unit of the KL term; 0: no reference needed
     lr: float = 8e-4  # AdamW's peak
     warmup: int = 5  # updates of linear warm-up; then linear decay to 0
-    max_grad_norm: float = 0.5  # a guard: 4 x the usual (see `Learner`)
+    max_grad_norm: float = 2.5  # a guard: 4 x the usual, while groups are alive
     micro_batch: int = 64  # answers per backward pass: bounds memory, not the result
 
 

@@ -85,8 +85,8 @@ class PPOConfig:
     truncated_reward: float = 0.0  # what a truncated answer earns
     temperature: float = 1.0  # of sampling and of scoring: one number [0.7]
     beta: float = 0.0  # reward paid per nat of KL; 0: no reference needed [0.05]
-    epochs: int = 2  # times each answer is used [4]
-    minibatches: int = 2  # optimiser steps per epoch [1]
+    epochs: int = 4  # times each answer is used [4]
+    minibatches: int = 1  # optimiser steps per epoch [1]
     eps_low: float = 0.2  # clip below 1 - eps_low; 1: never, for ratios are > 0 [0.2]
     eps_high: float = 0.2  # clip above 1 + eps_high; inf: never [0.2]
     value_clip: float | None = 0.2  # reward units from the old value; None: off [0.2]

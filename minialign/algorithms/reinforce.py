@@ -61,7 +61,7 @@ class ReinforceConfig:
     truncated_reward: float = 0.0  # what a truncated answer earns
     temperature: float = 1.0  # of sampling and of scoring: one number
     beta: float = 0.0  # reward paid per nat of KL; 0: no reference needed
-    lr: float = 4e-4  # AdamW's peak
+    lr: float = 8e-4  # AdamW's peak
     warmup: int = 5  # updates of linear warm-up; then linear decay to 0
     memory_decay: float = 0.8  # of `moving_average`'s memory; others have none
     max_grad_norm: float = 9.0  # a guard: 4 x the usual (see `Learner`)

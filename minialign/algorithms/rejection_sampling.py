@@ -67,7 +67,7 @@ class RejectionSamplingConfig:
     temperature: float = 1.0  # of sampling and of scoring: one number
     updates: int = 32  # optimiser steps per round, however much was kept
     batch_tokens: int = 2048  # response tokens per step, and up to one answer more
-    lr: float = 6e-4  # AdamW's peak
+    lr: float = 4e-4  # AdamW's peak
     warmup: int = 5  # updates of linear warm-up; then linear decay to 0 over the run
     max_grad_norm: float = 0.4  # a guard: 4 x the usual (see `Learner`)
     micro_batch: int = 64  # answers per backward pass: bounds memory, not the result

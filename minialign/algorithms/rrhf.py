@@ -72,7 +72,7 @@ class RRHFConfig:
     rounds: int = 4  # draws, each followed by training
     prompts: int = 512  # problems per round
     samples: int = 8  # K, answers per problem, 2 or more
-    updates: int = 16  # optimiser steps per round
+    updates: int = 32  # optimiser steps per round
     batch: int = 32  # problems per step, each with all its answers
     max_new_tokens: int = 128  # a longer answer is truncated, and counted
     truncated_reward: float = 0.0  # what a truncated answer earns
