@@ -149,11 +149,6 @@ def test_the_rule_takes_the_highest_accuracy_and_of_ties_the_fewest_steps():
     assert exam.choose(trials | at_equal_steps | {"c": trial(0.56, 32, lr=0.5)}) == "c"
 
 
-def test_without_a_tuning_there_is_nothing_to_choose():
-    with pytest.raises(ValueError, match="trials: none"):
-        exam.choose({"variant": trial(0.9, 1, tuning=False)})
-
-
 def test_the_record_says_which_trials_the_settings_were_chosen_from(tried):
     trials = {"a": (Knob(), {}), "b": (Knob(0.2), {})}
     _, found = tried(trials, tuning=["b"])

@@ -36,6 +36,7 @@ from minialign import (
     checks,
     course,
     evaluation,
+    exam,
     families,
     intervals,
     model,
@@ -837,6 +838,9 @@ for key, configs in bad.items():
 call = {"lesson": "x", "seed": 0, "local": True}
 bad = {"nan": {"loss": nan}, "inf": {"series": {"loss": [1.0, inf]}}}
 refuse(plotting.save_run, call, names="run|loss", run=bad)
+variant = {"accuracy": [0.5, 0.4, 0.6], "tuning": False}
+bad = {"none at all": {}, "a variant alone": {"broken": variant}}
+refuse(exam.choose, {"trials": bad}, trials=bad)
 
 # REFUSED: the functions of the algorithms
 
@@ -1732,7 +1736,7 @@ UNCHECKED = {
         dpo.ipo,
     ],
     "it refuses nothing": [lp.at_least_float32],
-    "it draws a picture": [plotting.draw_price],
+    "it draws a picture": [plotting.draw_price, plotting.strip],
 }
 INERT = {  # junk in masked slots changes nothing: tests/test_losses.py
     entry.function
