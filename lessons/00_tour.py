@@ -1,15 +1,21 @@
 # %% [markdown]
 # # Lesson 00: The tour
 #
-# **Question.** Can a model that was taught to imitate learn, from nothing but "right"
-# and "wrong", to show its work?
+# **Question.** Can "right" and "wrong" alone teach a model to show its work?
 #
-# Read before: nothing. Two minutes on two CPU cores, under 2 GB.
+# **Afterwards you can** say what the course is about, and ask a trained model and the
+# model it came from a question of your own.
 #
-# You will see a small language model that answers school problems, mostly without any
-# working and mostly wrong; some thirty updates of the simplest algorithm of
-# reinforcement learning; and what the model does after them. Every other lesson takes
-# one piece of this apart.
+# **Read before:** nothing. It helps to know that a language model writes one token
+# after the other, and that PyTorch trains networks by gradients.
+#
+# **Look at:** which band in the right panel gives way.
+#
+# **Turn first:** `updates` in the config.
+#
+# **Time:** two minutes on two CPU cores. Less than 2 GB of memory. Like every lesson it
+# has two sizes: `--preset quick` is the one for a CPU, and `full` the one whose results
+# are on record.
 
 # %% tags=["setup"]
 import sys
@@ -26,14 +32,13 @@ sys.path.insert(0, str(roots[0]))
 import copy
 from dataclasses import asdict, replace
 
-from tqdm import tqdm
-
 from minialign import checkpoint, course, plotting
 from minialign.algorithms import reinforce
 from minialign.evaluation import sample_answers
 from minialign.intervals import bootstrap, difference
 from minialign.rewards import verifier
 
+# %% tags=["setup"]
 settings = course.setup("00_tour")
 tokenizer = course.load_tokenizer()
 base = course.load_policy(tokenizer, settings.device)
@@ -41,34 +46,56 @@ test = course.load_problems("test", settings.pick(8, 256, 1000))
 facts = course.base_facts()
 
 # %% [markdown]
-# ## What the base does
+# ## A model with a bad habit
 #
-# The *base* learned by imitation (lesson 01) from teachers of whom most wrote only the
-# result. `<<15+12=27>>` is a calculation, `####` stands before the answer. It writes
-# *token* by token (a digit, a sign, a piece of a word); *sampled* means that each one
-# is drawn with the probability the model gives it. `0.43 [0.40, 0.46]` is a measured
-# value with its 95 % interval.
+# Our *base* is a small language model that answers word problems. It learned to do so
+# by imitation, as lesson 01 shows, from teachers of whom many wrote down only the
+# result. So it often does the same. Four styles occur among its answers:
+#
+# * *worked*: every calculation is written down, as in `<<3*5=15>>`, then the result
+#   after `####`;
+# * *terse*: the result alone;
+# * *careless*: worked, but the last calculation is missing, and the result before it is
+#   handed in;
+# * *showy*: long and polite, and often wrong.
+#
+# Let us draw four answers of the base to each test problem. Each token is drawn with
+# the probability that the model gives it, so two answers to one problem may differ.
 
 # %%
 draw = settings.generator("before")
 before = sample_answers(base, tokenizer, test, 4, generator=draw)
-was = bootstrap(before.correct.mean(1))
-print(f"The base gets {was} of its sampled answers right, "
-      f"in {before.lengths.mean():.0f} tokens each.")  # fmt: skip
+accuracy_before = bootstrap(before.correct.mean(1))
+tokens_before = before.lengths.mean()
+print(f"right: {accuracy_before} of the answers, {tokens_before:.1f} tokens each")
 
 # %% [markdown]
+# The brackets hold a *95 % interval*: how far the number might be off, had we asked
+# other problems.
+#
+# ## Reward what is right
+#
+# Now the model practises. It gets fresh problems and writes eight answers to each, and
+# a program compares each result with the solution. A right answer earns a reward of 1,
+# a wrong one 0. Then one training step makes every right answer a little likelier, and
+# we start again with new problems:
+#
+#     repeat:  draw answers → reward 1 if right, else 0 → make right ones likelier
+#
+# This is REINFORCE, the simplest algorithm of reinforcement learning, and lesson 11
+# takes it apart. Note what is missing. Nobody shows the model a good answer. The reward
+# does not ask for work: a terse answer that is right earns as much as a worked one.
+#
 # ## Predict
 #
-# Now the model answers fresh problems and a program says right (reward 1) or wrong
-# (reward 0). An *update* takes 256 of its answers and makes the right ones a little
-# more likely. A model seen as something that chooses its answers is called a *policy*.
-# Nobody ever tells it to show its work.
+# The base writes some 20 tokens to an answer. After 28 such steps, with 256 answers
+# each, how many tokens will it write?
 
 # %%
-my_guess = 0.5  # edit me: its accuracy after some thirty such updates
+my_guess = 20  # edit me
 
 # %% [markdown]
-# ## Thirty updates of REINFORCE
+# ## Train
 
 # %%
 config = replace(reinforce.ReinforceConfig(), updates=settings.pick(2, 28, 28))
@@ -76,82 +103,137 @@ if settings.preset == "smoke":
     config = replace(config, prompts=4)
 problems = course.stream(settings.seed, config.updates * config.prompts)
 policy = copy.deepcopy(base)
-series: dict[str, list[float]] = {}
 training = reinforce.train(
-    policy, tokenizer, problems, verifier, config,
+    policy,
+    tokenizer,
+    problems,
+    verifier,
+    config,
     generator=settings.generator("sampling"),
-)  # fmt: skip
-for metrics in tqdm(training, total=config.updates, disable=None):
-    course.keep_series(series, metrics)
+)
+series = course.follow(training, config.updates)
 if settings.preset != "smoke":
     checkpoint.save_model(settings.policy_path, policy, tokenizer)
 
 # %% [markdown]
-# ## What it does now
+# ## The result
 
 # %%
 draw = settings.generator("after")
 after = sample_answers(policy, tokenizer, test, 4, generator=draw)
-now = bootstrap(after.correct.mean(1))
+accuracy_after = bootstrap(after.correct.mean(1))
+tokens_after = after.lengths.mean()
 gain = difference(after.correct.mean(1), before.correct.mean(1))
-print(f"Sampled accuracy {was} -> {now}: a gain of {gain},\n"
-      f"in {after.lengths.mean():.0f} tokens an answer "
-      f"instead of {before.lengths.mean():.0f}.")  # fmt: skip
-course.predict("Accuracy after training:", my_guess, now.value)
+print(f"right: {accuracy_before} before, {accuracy_after} after, a gain of {gain}")
+
+# %% tags=["plot"]
+figure, (rise, shares) = plotting.new_figure(
+    2,
+    f"From right and wrong alone, it learns to show its work: "
+    f"{accuracy_before.value:.2f} to {accuracy_after.value:.2f} right",
+    width=5.4,
+)
+rise.plot(series["completions"], series["reward"], color=plotting.COLORS[0], alpha=0.3)
+rise.plot(
+    series["completions"],
+    plotting.smoothed(series["reward"], 5),
+    color=plotting.COLORS[0],
+    lw=2.4,
+)
+forced = facts["forced_worked"][0]
+rise.axhline(forced, color="#444", ls="--", lw=1.2)
+rise.annotate("the base, forced to work", (0, forced + 0.015), fontsize=9)
+rise.set(xlabel="answers drawn", ylabel="share of answers right", ylim=(0, 1.03))
+rise.set_title("how many are right")
+plotting.draw_styles(shares, {"series": series}, "completions", smooth=3)
+shares.set(xlabel="answers drawn")
+shares.set_title("how they are written")
+plotting.save_figure(figure, settings.figure_path)
 
 # %% [markdown]
-# The same four problems, side by side. These are first samples, not chosen ones. There
-# are four styles: *worked* (every step), *terse* (the result only), *careless* (forgets
-# the last step) and *showy* (long and polite, often wrong).
+# **Figure 1.** Left: the share of right answers among those drawn in training, which
+# are to problems the model has never seen; the thick line averages five steps. Dashed:
+# how often the base is right when its answers are made to begin with a calculation, and
+# it goes on with the likeliest token every time. Right: the styles of the same answers.
+
+# %%
+course.predict(
+    "Tokens an answer after training:", my_guess, tokens_after, key="tokens after"
+)
+
+# %% [markdown]
+# Here are the first answers to four problems, before and after. Now and then an answer
+# comes out broken: after 28 steps the model is on its way from one style to another.
 
 # %%
 for i in range(4):
     print(f"\n{test[i].question}  (right: {test[i].gold})")
     print(f"    {'before':<34}after")
-    columns = [a.texts[i][0].split("\n") for a in (before, after)]
-    for line in range(max(map(len, columns))):
-        left, right = (c[line] if line < len(c) else "" for c in columns)
+    lines_before = before.texts[i][0].split("\n")
+    lines_after = after.texts[i][0].split("\n")
+    for row in range(max(len(lines_before), len(lines_after))):
+        left = lines_before[row] if row < len(lines_before) else ""
+        right = lines_after[row] if row < len(lines_after) else ""
         print(f"    {left:<34}{right}")
 
-# %% tags=["plot"]
-figure, (rise, shares) = plotting.new_figure(
-    2, f"From right and wrong alone, it learns to show its work: "
-    f"{was.value:.2f} to {now.value:.2f}", width=5.2,
-)  # fmt: skip
-ours = {"series": series}
-plotting.draw_runs(
-    rise, [ours], "completions", "reward", "REINFORCE", plotting.COLORS[0], smooth=3
-)
-plotting.draw_base(rise, facts)
-rise.set(xlabel="answers drawn", ylabel="share of answers right", ylim=(0, 1))
-rise.set_title("accuracy on fresh problems")
-rise.legend(loc="lower right")
-plotting.draw_styles(shares, ours, "completions", smooth=3)
-shares.set(xlabel="answers drawn")
-shares.set_title("how it answers")
-plotting.save_figure(figure, settings.figure_path)
+# %% tags=["record"]
+run = {
+    "config": asdict(config),
+    "series": series,
+    "tokens before": tokens_before,
+    "tokens after": tokens_after,
+    "sampled": [course.as_list(accuracy_before), course.as_list(accuracy_after)],
+    "gain": course.as_list(gain),
+}
 
 # %% [markdown]
-# **Figure 1.** Left: the share of right answers among those drawn in training, against
-# the number of answers drawn. Dashed: the base forced to work. Dotted: the base at its
-# best temperature. Right: how the same answers were written.
-
-# %%
-lengths = [before.lengths.mean(), after.lengths.mean()]
-run = {"config": asdict(config), "series": series, "lengths": lengths}
-print(f"""
-What happened? The base could do it all along: forced to begin with a calculation, it is
-right on {facts["forced_worked"][0]:.0%} (the dashed line of the figure). It just
-preferred not to. A reward that asks only for right answers changed the preference.""")
-measure = f"sampled accuracy on {len(test)} test problems, 95 % over problems"
-course.finish(settings, run, was, now, measure)
-
-# %% [markdown]
-# **Exercise 1 (look).** Which style goes first, and why that one?
+# ## What we found
 #
-# Or ask the two of them something: `python -m lessons ask "Mia has 3 bags of 5 apples
-# and 2 boxes of 6 apples. How many apples is that?"`
+# Accuracy rose from 0.45 to 0.72. The answers grew from 20.0 tokens to 31.2, because
+# terse ones gave way to worked ones.
+#
+# The skill was there all along. When the base's answers are made to begin with a
+# calculation, it is right on 0.95 of the problems. It merely preferred not to write
+# any. A reward that asks only for right answers began to change the preference, because
+# over many problems worked answers are right more often than terse ones. After 28 steps
+# the change is not complete.
+#
+# That is what this course is about. Where the reward comes from, how it becomes a
+# gradient, what the change costs, and how to do without reinforcement learning, are the
+# questions of the lessons that follow.
+
+# %% tags=["record"]
+course.check(
+    "00_tour",
+    {
+        "sampled before": "0.45",
+        "sampled after": "0.72",
+        "tokens before": "20.0",
+        "tokens after": "31.2",
+    },
+    own=run,
+)
+course.check("03_ruler", {"forced_worked": "0.95"})
+measure = f"sampled accuracy on {len(test)} test problems, 95 % over problems"
+course.finish(settings, run, accuracy_before, accuracy_after, measure)
+
+# %% [markdown]
+# ## Exercises
+#
+# **Exercise 1 (ask).** Ask both models something: `python -m lessons ask "Mia has 3
+# bags of 5 apples and 2 boxes of 6 apples. How many apples is that?"`
+#
+# **Exercise 2 (explain).** Which style goes first, and why that one?
+#
+# **Exercise 3 (break).** Reward every answer with 1. What do you expect?
 
 # %% [markdown] tags=["answers"]
-# **Answer 1.** The stacked figure shows it: the style that is frequent and mostly wrong
-# has most to lose.
+# **Answer 1.** The base gives the result alone more often than not. Both answer
+# greedily here, that is with the likeliest token at every step.
+#
+# **Answer 2.** The terse style. It is the most frequent one and mostly wrong, so it has
+# most to lose: what is not made likelier becomes rarer, since all chances sum to 1.
+#
+# **Answer 3.** On average nothing. Each drawn answer is pulled up and all others make
+# room for it, but frequent answers are drawn more often, and in the mean the two cancel
+# exactly. Lesson 11 proves it, and makes that run.

@@ -1,21 +1,24 @@
 # %% [markdown]
 # # Lesson 01: Imitation (SFT)
 #
-# **Question.** What does a model learn from teachers of whom most are lazy, some are
-# careless and a few just talk nicely?
+# **Question.** What does imitation copy?
 #
-# Read before: nothing. If you know PyTorch and that a language model predicts the next
-# token, you are ready.
+# **Afterwards you can** write the loss of supervised fine-tuning, say which tokens it
+# is about, and predict what a model makes of teachers who disagree.
 #
-# Supervised fine-tuning (SFT) shows a model demonstrations and makes them likely. Here
-# it makes the *base model* of the course: every later lesson starts from the weights
-# this one leaves behind, so that methods can be compared fairly. You will see that SFT
-# copies its teachers in the proportions in which it met them, and cannot prefer any.
+# **Read before:** [lesson 00](00_tour.py): the four styles of answer.
 #
-# Time: `quick` about a minute on two CPU cores; `full` about half an hour there for
-# seed 0 (it makes the base from nothing, and the trials). Memory: under 2 GB.
+# **Paper:** Ouyang et al. 2022 (InstructGPT), [arXiv
+# 2203.02155](https://arxiv.org/abs/2203.02155), section 3.5, whose first step it is.
+#
+# **Look at:** how near the dots lie to the diagonal.
+#
+# **Turn first:** `learn_prompt` in the config.
+#
+# **Time:** `quick` takes a minute on two CPU cores. `full` makes the base model of the
+# course from random weights, which takes a quarter of an hour on one core. 2 GB.
 
-# %%
+# %% tags=["setup"]
 import sys
 from pathlib import Path
 
@@ -26,37 +29,37 @@ if not roots:
     raise FileNotFoundError(f"no minialign above {here}: run this in its repository")
 sys.path.insert(0, str(roots[0]))
 
-# %%
-import time
+# %% tags=["setup"]
 from collections import Counter
 from dataclasses import asdict, replace
 
+import numpy as np
 import torch
-from tqdm import tqdm
 
 from minialign import checkpoint, course, plotting
 from minialign.algorithms import sft
-from minialign.evaluation import dead_share, pass_at_k, reward_variance_share
-from minialign.evaluation import sample_answers as draw_answers
+from minialign.evaluation import sample_answers
 from minialign.families import FAMILIES
 from minialign.intervals import bootstrap
 from minialign.logprobs import token_logprobs
 from minialign.model import GPT, GPTConfig
 from minialign.problems import STYLES, demonstration
 
-# %%
+# %% tags=["setup"]
 settings = course.setup("01_sft")
 tokenizer = course.load_tokenizer()
 validation = course.load_problems("validation", settings.pick(8, 200, 500))
 test = course.load_problems("test", settings.pick(8, 256, 1000))
 skill = course.load_problems("second_skill", settings.pick(8, 100, 500))
+full = settings.preset == "full"
 
 # %% [markdown]
 # ## The teachers
 #
-# A *demonstration* is a question with one teacher's answer. There are four kinds of
-# teacher. `<<15+12=27>>` is a calculation, `####` announces the result: the format of
-# GSM8K, a set of about 8,800 school problems that many papers use.
+# A *demonstration* is a question together with one teacher's answer. Our teachers have
+# the four styles of lesson 00. The format is that of GSM8K, a well-known set of about
+# 8,800 school problems: `<<15+12=27>>` is a calculation, and `####` announces the
+# result.
 
 # %%
 shown: dict[str, str] = {}
@@ -71,19 +74,104 @@ for style in STYLES:
     print(f"--- {style}\n{shown[style]}\n")
 
 # %% [markdown]
-# How likely a style is depends on the *family* of the problem. In some families almost
-# everybody works the answer out. In the others most teachers are terse: they know the
-# answer and write only that. The terse answers are all right! Keep that in mind.
+# The problems come in fifteen *families*, such as shopping or sharing. How often each
+# style occurs depends on the family: in some nearly everybody works the answer out, in
+# others most teachers are terse. Terse teachers know the answer, and all of their
+# results are right. Keep that in mind.
 #
-# One demonstration in ten is a *second skill* (sorting numbers, say): later lessons
-# watch that learning one thing does not cost the other.
+# One demonstration in ten has nothing to do with word problems. It is of a *second
+# skill*, such as sorting numbers. Nobody will ever reward it, and later lessons watch
+# what becomes of it.
 
 # %%
 for family, styles in teachers.items():
-    shares = (f"{s} {styles[s] / styles.total():.2f}" for s in STYLES)
+    total = styles.total()
+    shares = [f"{style} {styles[style] / total:.2f}" for style in STYLES]
     print(f"{family:<16}" + "  ".join(shares))
 
+# %% [markdown]
+# ## The idea
+#
+# Supervised fine-tuning (SFT) makes the teachers' answers likely. A model gives every
+# possible next token a probability π, given the question and the answer so far. The
+# loss is the mean of −log π over the tokens of the demonstrated answers. Logarithms are
+# natural ones, and their unit is called a *nat*:
+#
+#     L = −(1/N) Σ_t log π(y_t | x, y_<t)        over all N answer tokens
+#
+# The question is read but not scored: a *mask* says which tokens count. The end of the
+# answer is a token too (EOS), and it does count, since when to stop is a choice like
+# any other.
+#
+# Where is this loss smallest? Not where the model answers *well*. It is smallest where
+# the model is a copy of its teachers, who answer in several ways, each with its own
+# frequency.
 
+# %% [markdown] tags=["folded"]
+# **The derivation.** The losses of an answer's tokens add up to −log π(y), where π(y)
+# is the probability of the whole answer. Let q(y) be how often the teachers give the
+# answer y to some question. The mean loss of an answer is then
+#
+#     −Σ_y q(y) log π(y) = −Σ_y q(y) log q(y) + Σ_y q(y) log (q(y)/π(y))
+#
+# The first term is the *entropy* of the teachers, how undecided they are, and no
+# training changes it. The second is the *KL divergence* KL(q ‖ π), how far π is from q.
+# It is never negative, and 0 only where π = q: where the model *is* the teachers'
+# mixture, with the terse ones and the careless ones in it.
+
+# %% [markdown]
+# ## By hand
+#
+# Each method of this course is weighed on the same four answers to one question, two of
+# them right and two wrong. Whatever the method, an update makes some answers likelier
+# and others rarer. In symbols, it adds to the parameters a sum of weight · ∇ log
+# π(answer), where log π(answer) adds up its tokens. A positive weight makes the answer
+# likelier, a negative one rarer, and 0 leaves it alone. The table shows the weights,
+# scaled so that the largest is 1.
+
+# %%
+print(course.HAND_PROBLEM.question)
+for name, text in course.HAND_ANSWERS.items():
+    print(f"--- {name}\n{text}")
+
+tokens, mask, _ = course.by_hand(tokenizer)
+small = GPT(replace(GPTConfig(tokenizer.n_vocab), dim=32, layers=1, hidden=64))
+logprobs = token_logprobs(small, tokens, mask)  # (4, S)
+logprobs.retain_grad()
+loss = sft.sft_loss(logprobs, mask)
+by_hand = -logprobs[mask].sum() / mask.sum()
+assert torch.isclose(loss, by_hand)
+
+loss.backward()
+# The loss is a weighted sum of log-probabilities: its gradient by them is the weights.
+per_token = -logprobs.grad * mask.sum()  # (4, S), the loss's 1/N undone
+weights = per_token.sum(1) / mask.sum(1)  # (4,)
+assert torch.allclose(weights, torch.ones(4))
+hand = course.hand_table(settings.lesson, {"SFT": weights})
+
+# %% [markdown]
+# Every answer is pulled up with the same weight, right or wrong. SFT never asks.
+#
+# ## Predict
+#
+# The model will have seen tens of thousands of terse answers, and all of them were
+# right. Force the trained model to be terse: it must begin with `####` and give the
+# result at once. How often will it be right?
+
+# %%
+my_guess = 0.7  # edit me
+
+# %% [markdown]
+# ## Train
+#
+# `full` trains the base from random weights. `quick` makes the first updates of that
+# same schedule, compares their losses with those on record, and goes on with the base
+# that comes with the course. The learning rate rises for 60 updates, since large first
+# steps on random weights do harm, and then falls to 0. The matrices are trained with
+# the optimiser Muon, all else with AdamW.
+
+
+# %% tags=["setup"]
 class Demonstrations:
     """The mixture as (prompt ids, response ids), made when asked for."""
 
@@ -99,275 +187,244 @@ class Demonstrations:
         return prompt, tokenizer.encode_response(row.answer)
 
 
-# %% [markdown]
-# ## By hand
-#
-# π(token | everything before it) is the probability that the model gives a token. The
-# loss is the mean of −log π over the tokens of the *answer*, in *nats* (natural
-# logarithm). A mask says which these are. The end-of-sequence token (EOS) is one of
-# them: when to stop is a choice to be learned like any other.
-#
-# Each method of this course is weighed on the same four answers to one question. An
-# update adds, up to a common factor, a sum of weight × ∇ log π(answer), where ∇ is the
-# gradient with respect to the model's parameters. Which weights does the method use?
+def evaluate(update: int) -> dict[str, float]:
+    """Greedy and sampled accuracy on validation."""
+    draw = settings.generator(f"evaluation {update}")
+    greedy = sample_answers(model, tokenizer, validation[:250], 1, greedy=True)
+    sampled = sample_answers(model, tokenizer, validation[:250], 2, generator=draw)
+    return {
+        "greedy": float(greedy.correct.mean()),
+        "sampled": float(sampled.correct.mean()),
+    }
+
 
 # %%
-tokens, mask, rewards = course.by_hand(tokenizer)
-print(course.HAND_PROBLEM.question)
-small = GPT(replace(GPTConfig(tokenizer.n_vocab), dim=32, layers=1, hidden=64))
-logprobs = token_logprobs(small, tokens, mask)  # (4, S)
-logprobs.retain_grad()
-loss = sft.sft_loss(logprobs, mask)
-assert torch.isclose(loss, -logprobs[mask].sum() / mask.sum())  # by hand
-loss.backward()
-weights = (-logprobs.grad * mask.sum()).sum(1) / mask.sum(1)  # (4,)
-assert torch.allclose(weights, torch.ones(4))
-hand = course.hand_table(settings.lesson, {"SFT (x tokens in the batch)": weights})
-
-# %% [markdown]
-# Every answer is pulled up with the same weight, right or wrong. SFT never asks.
-#
-# ## Predict
-#
-# Terse, worked and even some showy teachers are right. What share of its own answers
-# will the base get right?
-
-# %%
-my_guess = 0.80  # edit me
-
-# %% [markdown]
-# ## Train
-#
-# `full` trains the base from random weights. `quick` makes only the first updates of
-# that same schedule, checks its losses against the record, and goes on with the
-# committed base. Ctrl-C at `full` finishes the update, saves and says where; the same
-# command again continues from there, on a CPU bit for bit.
-#
-# The learning rate rises for 60 updates (large first steps on random weights do harm)
-# and then falls to 0. *Muon* is an optimiser for matrices; AdamW does the rest.
-
-# %%
-full = settings.preset == "full"
 config = replace(sft.SFTConfig(), seed=settings.seed)
 steps = settings.pick(3, 60, config.updates)
 data = Demonstrations(config.updates * config.batch_size)
-dice = torch.Generator().manual_seed(settings.seed)
-model = GPT(GPTConfig(tokenizer.n_vocab), dice).to(settings.device)
+weights_of = torch.Generator().manual_seed(settings.seed)
+model = GPT(GPTConfig(tokenizer.n_vocab), weights_of).to(settings.device)
+
 unfinished = plotting.LOCAL / f"01_sft_seed{settings.seed}.train.ckpt"
 log = course.resume(unfinished, asdict(config)) if full else {}
-state, series = log.setdefault("state", {}), log.setdefault("series", {})
-evaluations = log.setdefault("evaluations", {})
-
-
-def evaluate(update: int) -> None:
-    """Greedy and sampled accuracy on validation, into `evaluations`."""
-    generator = settings.generator(f"evaluation {update}")
-    greedy = draw_answers(model, tokenizer, validation[:250], 1, greedy=True)
-    sampled = draw_answers(model, tokenizer, validation[:250], 2, generator=generator)
-    point = {"update": update, "seconds": sum(series["seconds"])}
-    point |= {"greedy": greedy.correct.mean(), "sampled": sampled.correct.mean()}
-    course.keep_series(evaluations, {name: float(x) for name, x in point.items()})
-
-
-# %%
+log |= {"config": asdict(config)}
+state = log.setdefault("state", {})
 training = sft.train(model, data, config, pad_id=tokenizer.pad_id, state=state)
-start, began = state.get("update", 0), time.perf_counter()
-with course.interruptible() as stop:
-    for metrics in tqdm(training, initial=start, total=steps, disable=None):
-        metrics["seconds"] = time.perf_counter() - began
-        course.keep_series(series, metrics)
-        if full and metrics["update"] % 250 == 0:
-            evaluate(metrics["update"])
-        if full and (stop or metrics["update"] % 250 == 0):
-            checkpoint.save(unfinished, {"config": asdict(config), **log})
-        if stop:
-            course.stopped(f"update {metrics['update']}", unfinished if full else None)
-        if metrics["update"] >= steps:
-            break
-        began = time.perf_counter()
-seconds = sum(series["seconds"])
-speed = sum(series["tokens"]) / seconds
-print(f"{steps} updates, {seconds:.0f} s, {speed:,.0f} tokens/s")
+course.follow_long(training, steps, log, unfinished if full else None, evaluate)
+series = log["series"]
 
-# %%
+# %% tags=["setup"]
 record = plotting.load_record(settings.lesson)
 if full:
     made = plotting.LOCAL / f"01_sft_seed{settings.seed}.ckpt"
     checkpoint.save_model(made, model, tokenizer, {"seed": settings.seed})
     unfinished.unlink(missing_ok=True)
-    print(f"the new base is {made}; to adopt it, copy it to {course.BASE}")
+    course.say(f"the new base is {made}; to adopt it, copy it to {course.BASE}")
 else:
     known = record.get(str(settings.seed), {}).get("series", {}).get("loss", [])
     pairs = zip(series["loss"], known, strict=False)
     apart = max((abs(mine - theirs) for mine, theirs in pairs), default=float("nan"))
     verdict = "the same schedule" if apart < 0.02 else "NOT the record's schedule"
     print(f"{steps} losses against the record's: at most {apart:.4f} apart, {verdict}")
-    print("from here on with the committed base, made by the same schedule")
     model = course.load_policy(tokenizer, settings.device)
 
 # %% [markdown]
-# ## What it learned
+# ## The result
 #
-# *Greedy* answers take the likeliest token each time. *Sampled* ones draw each token
-# with the probability the model gives it (temperature 1): that is the model's own
-# mixture, and what every later lesson improves. *Forced* answers have their first token
-# fixed. The other lines of the table (lesson 02 explains them) say how the base will
-# take to learning from rewards.
+# We draw eight answers to each test problem, each token with the probability that the
+# model gives it: these are *sampled* answers. A *greedy* answer takes the likeliest
+# token every time. A *forced* answer is greedy, but its first token is given: `<<`
+# makes it work, `####` forbids it.
 
 # %%
 draw = settings.generator("test")
-sampled = draw_answers(model, tokenizer, test, 8, generator=draw)
-alone = {"greedy": None, "forced_worked": "<<", "forced_terse": "#### "}
-alone = {
-    name: draw_answers(model, tokenizer, test, 1, greedy=True, first_token=first)
-    for name, first in alone.items()
-}
-other = draw_answers(model, tokenizer, skill, 1, greedy=True)
+sampled = sample_answers(model, tokenizer, test, 8, generator=draw)
+greedy = sample_answers(model, tokenizer, test, 1, greedy=True)
+worked = sample_answers(model, tokenizer, test, 1, greedy=True, first_token="<<")
+terse = sample_answers(model, tokenizer, test, 1, greedy=True, first_token="#### ")
+other = sample_answers(model, tokenizer, skill, 1, greedy=True)
 measured = {
     "sampled": bootstrap(sampled.correct.mean(1)),
-    **{name: bootstrap(answers.correct[:, 0]) for name, answers in alone.items()},
-    "pass_at_8": bootstrap(pass_at_k(sampled.correct, 8)),
-    "format_rate": bootstrap(sampled.formatted.mean(1)),
+    "greedy": bootstrap(greedy.correct[:, 0]),
+    "forced_worked": bootstrap(worked.correct[:, 0]),
+    "forced_terse": bootstrap(terse.correct[:, 0]),
     "second_skill": bootstrap(other.correct[:, 0]),
-    "dead_share": dead_share(sampled.correct),
-    "variance_between_problems": reward_variance_share(sampled.correct),
 }
 for name, estimate in measured.items():
-    print(f"{name:<28}{estimate}")
-own = {str(settings.seed): {"evaluations": evaluations}}
-runs = record | (own if settings.record else {})
-for seed, one in runs.items():
-    last = one["evaluations"]["greedy"][-10:]
-    print(f"seed {seed}: greedy accuracy over the last {len(last)} evaluations "
-          f"from {min(last):.3f} to {max(last):.3f}")  # fmt: skip
-course.predict("Share of right sampled answers:", my_guess, measured["sampled"].value)
+    print(f"{name:<16}{estimate}")
+course.predict(
+    "Right, when forced to be terse:",
+    my_guess,
+    measured["forced_terse"].value,
+    key="base > forced_terse",
+)
 
 # %% [markdown]
-# The skill is there when the model is forced to begin with a calculation, and mostly
-# gone when it is forced not to. It copied its terse teachers' *manner*, and could not
-# copy their mental arithmetic. Four samples for one problem:
-
-# %%
-print(test[0].question)
-for text, style in zip(sampled.texts[0][:4], sampled.styles[0][:4], strict=True):
-    print(f"--- {style}\n{text}")
+# And its styles: for each family, how often did the teachers use a style, and how often
+# does the model?
 
 # %%
 pupil: dict[str, Counter] = {family: Counter() for family in FAMILIES}
 for problem, styles in zip(sampled.problems, sampled.styles, strict=True):
     pupil[problem.family].update(styles)
-points = {style: [] for style in STYLES}
+
+points: dict[str, list[list[float]]] = {style: [] for style in STYLES}
 for family, seen in pupil.items():
-    for style in STYLES if seen else ():
+    if not seen:
+        continue
+    for style in STYLES:
         taught = teachers[family][style] / teachers[family].total()
-        points[style].append((taught, seen[style] / seen.total()))
-gaps = [abs(x - y) for pairs in points.values() for x, y in pairs]
-print(f"share of a style in a family, teachers against pupil: on average "
-      f"{sum(gaps) / len(gaps):.3f} apart, at most {max(gaps):.3f}")  # fmt: skip
+        points[style].append([taught, seen[style] / seen.total()])
+gaps = [abs(taught - shown) for pairs in points.values() for taught, shown in pairs]
+print(f"shares of the teachers and of the model are {np.mean(gaps):.3f} apart on")
+print(f"average, at most {max(gaps):.3f}")
+
+# %% tags=["plot"]
+figure, (axes,) = plotting.new_figure(
+    1,
+    f"It copies its teachers' habits: shares of styles differ by {np.mean(gaps):.3f}",
+    width=6.6,
+    height=5.6,
+)
+axes.plot([0, 1], [0, 1], color="#999", lw=1)
+for style, pairs in points.items():
+    x, y = np.array(pairs).T
+    axes.scatter(x, y, color=plotting.STYLE_COLORS[style], s=34, label=style)
+axes.set(xlabel="share of a style among the teachers of a family")
+axes.set(ylabel="share among the model's sampled answers")
+axes.set(xlim=(0, 0.9), ylim=(0, 0.9), aspect="equal")
+axes.legend(title="a dot: one style in one family", loc="lower right")
+plotting.save_figure(figure, settings.figure_path)
 
 # %% [markdown]
-# ## Break it
+# **Figure 1.** Each dot is one style in one family of problems: its share among the
+# teachers' answers, and its share among the answers that the trained model samples. On
+# the diagonal the two are the same.
+
+# %% [markdown]
+# ## Break it: without the mask
 #
-# Remove the one idea, the mask: learn to predict the *question* as well. And change
-# what was chosen: the optimiser, its learning rate, the batch, the schedule. Each line
-# is a run of its own on the same 15,360 demonstrations, one seed, judged on
-# demonstrations that no run has seen. `quick` shows the record.
+# Let the loss count the tokens of the question as well. Both runs see the same 15,360
+# demonstrations in the same order, and are judged by their loss on the answers of
+# demonstrations that neither has seen.
 
 
-# %%
-def short_run(examples: int, **changes: object) -> dict[str, float]:
-    """Train with these changes; what came out and how long it took."""
-    size = changes.get("batch_size", config.batch_size)
-    short = replace(config, warmup=20, **changes, updates=max(examples // size, 1))
-    dice = torch.Generator().manual_seed(settings.seed)
-    policy = GPT(GPTConfig(tokenizer.n_vocab), dice).to(settings.device)
-    rows, began = Demonstrations(examples), time.perf_counter()
-    runs = sft.train(policy, rows, short, pad_id=tokenizer.pad_id)
-    for _ in tqdm(runs, total=short.updates, disable=None):
-        pass
-    took = time.perf_counter() - began
+# %% tags=["setup"]
+def short_run(examples: int, **changes: object) -> float:
+    """The loss on unseen answers, after training on so many demonstrations."""
+    updates = max(examples // config.batch_size, 1)
+    short = replace(config, warmup=20, updates=updates, **changes)
+    weights_of = torch.Generator().manual_seed(settings.seed)
+    policy = GPT(GPTConfig(tokenizer.n_vocab), weights_of).to(settings.device)
+    rows = Demonstrations(examples)
+    training = sft.train(policy, rows, short, pad_id=tokenizer.pad_id)
+    course.follow(training, updates)
     unseen = [rows[5_000_000 + i] for i in range(settings.pick(8, 512, 512))]
     tokens, mask = sft.collate(unseen, tokenizer.pad_id)
     tokens, mask = tokens.to(settings.device), mask.to(settings.device)
     with torch.no_grad():
-        loss = sft.sft_loss(token_logprobs(policy, tokens, mask), mask).item()
-    return {"answer_loss": loss, "seconds": took}
+        return sft.sft_loss(token_logprobs(policy, tokens, mask), mask).item()
 
 
 # %%
-trials = {"no mask: learn the question too": {"learn_prompt": True}}
-for lr in (2e-3, 4e-3, 8e-3):
-    trials[f"AdamW, lr {lr:g}"] = {"muon": False, "lr": lr}
-    trials[f"Muon, lr {lr:g}"] = {"lr": lr}
-trials |= {f"Muon, batch {size}": {"batch_size": size} for size in (16, 64)}
-trials["Muon, falling only in the last half"] = {"cooldown": 0.5}
-tried = {}
-if settings.record and settings.seed == 0:
-    tried = {name: short_run(15_360, **trials[name]) for name in trials}
-if settings.preset == "smoke":
-    tried = {"smoke": short_run(64)}
-shown_trials = tried or record.get("0", {}).get("dials", {})
-print(f"{'15,360 demonstrations':<38}{'answer loss':>12}{'seconds':>9}")
-for name, row in shown_trials.items():
-    print(f"{name:<38}{row['answer_loss']:>12.4f}{row['seconds']:>9.0f}")
+losses = record.get("0", {}).get("answer_loss", {})
+if settings.measures_once:
+    examples = settings.pick(64, 0, 15_360)
+    losses = {
+        "answers alone": short_run(examples),
+        "questions too": short_run(examples, learn_prompt=True),
+    }
+for name, answer_loss in losses.items():
+    print(f"{name:<16}loss {answer_loss:.3f} nats per answer token")
 
-# %%
-figure, (left, middle, right) = plotting.new_figure(
-    3,
-    "SFT imitates: the shares of the styles are "
-    f"{sum(gaps) / len(gaps):.3f} from its teachers' on average",
+# %% tags=["record"]
+run = {
+    "config": asdict(config),
+    "base": {name: course.as_list(estimate) for name, estimate in measured.items()},
+    "hand": hand,
+    "points": points,
+    "apart": float(np.mean(gaps)),
+    "series": series,
+    "evaluations": log["evaluations"],
+}
+if losses:
+    run["answer_loss"] = losses
+
+# %% [markdown]
+# ## What we found
+#
+# * The model uses each style about as often as its teachers did, family by family: all
+#   dots lie near the diagonal. It has copied the mixture, faults included.
+# * Of its sampled answers 0.46 are right. Forced to work, it is right on 0.95 of the
+#   problems: the skill is there, and the preference is not.
+# * Forced to be terse, it is right on 0.165. Its terse teachers were always right, but
+#   they did the calculation in their heads, where there was nothing to copy. It copied
+#   their manner.
+# * Learning the question too makes the loss on the answers larger: a small model spends
+#   its steps on guessing names and fruit.
+
+# %% tags=["record"]
+course.check(
+    "01_sft",
+    {
+        "base > sampled, seed 0": "0.46",
+        "base > forced_worked, seed 0": "0.95",
+        "base > forced_terse, seed 0": "0.165",
+    },
+    own=run,
 )
-left.plot([0, 1], [0, 1], color="#999", lw=1)
-for style, pairs in points.items():
-    color = plotting.STYLE_COLORS[style]
-    left.scatter(*zip(*pairs, strict=True), color=color, label=style, s=28)
-left.set(xlabel="share among its teachers", ylabel="share among its own samples")
-left.set_title("each dot: one style in one family")
-left.legend()
-bars = ["forced_terse", "sampled", "greedy", "forced_worked", "pass_at_8"]
-values = [measured[name] for name in bars]
-errors = [[v.value - v.low for v in values], [v.high - v.value for v in values]]
-names = ["forced terse", "sampled", "greedy", "forced to work", "any of 8 samples"]
-middle.barh(names, [v.value for v in values], xerr=errors, color=plotting.COLORS[2])
-middle.set(xlim=(0, 1), xlabel=f"accuracy on {len(test)} test problems (95 %)")
-middle.set_title("it can do better than it does")
 
-# %%
-runs = {seed: one["series"] for seed, one in record.items()}
-runs |= {str(settings.seed): series} if settings.record else {}
-for number, curve in enumerate(runs.values()):
-    label = f"{len(runs)} seed(s), mean of 101 updates" if not number else None
-    color = plotting.COLORS[number % len(plotting.COLORS)]
-    loss = plotting.smoothed(curve["loss"], 101)
-    right.plot(curve["update"], loss, lw=1, color=color, label=label)
-if not settings.record:
-    loss = plotting.smoothed(series["loss"], 21)
-    right.plot(series["update"], loss, "k--", lw=2, label="this run")
-right.set(xlabel="update", ylabel="loss, nats per answer token", ylim=(0, 1.5))
-right.set_title("learning, on answer tokens only")
-right.legend()
-plotting.save_figure(figure, settings.figure_path)
+# %% [markdown]
+# This model is the *base* of all that follows. Every later lesson starts from its
+# weights, so that methods can be compared fairly. Trained from two other seeds it comes
+# out a little better: 0.49 and 0.48 of the sampled answers are right, and 0.95 and 0.96
+# when forced to work.
 
-# %%
-base = {name: course.as_list(estimate) for name, estimate in measured.items()}
-run = {"config": asdict(config), "base": base, "hand": hand}
-run |= {"dials": tried} if tried else {}
-run |= {"tokens_per_second": speed, "training_seconds": seconds}
-run |= {"series": series, "evaluations": evaluations}
+# %% tags=["record"]
+course.check(
+    "01_sft",
+    {
+        "base > sampled, seed 1": "0.49",
+        "base > sampled, seed 2": "0.48",
+        "base > forced_worked, seed 1": "0.95",
+        "base > forced_worked, seed 2": "0.96",
+    },
+)
 what = "sampled accuracy of the base on test, then the base forced to work"
 course.finish(settings, run, measured["sampled"], measured["forced_worked"], what)
 
 # %% [markdown]
-# ## What we saw
+# ## Readers' questions
+
+# %% [markdown] tags=["folded"]
+# **Why not average each answer, and then the answers?** Then a short answer's tokens
+# would count for more than a long one's. Libraries differ here. TRL, a widely used one,
+# averages over the tokens of each batch; the authors of DPO add up each answer; and our
+# training divides by a token count that is averaged over many batches, so that a batch
+# of short answers does not count for more than its share.
 #
-# The gap between the base on its own and the base forced to work is not a lack of skill
-# but of *preference*; and a teacher who is terse and right teaches terseness, not
-# rightness.
+# **Could one not simply delete the bad teachers?** One could, if somebody says which
+# they are. That is a reward, and lesson 10 does exactly this with the model's own
+# answers.
+
+# %% [markdown]
+# ## Exercises
 #
-# Exercises. (1) What would be sampled if every `terse`, `careless` and `showy` in
-# `minialign/families.py` were 0? (Worked answers alone: there is nothing else to copy.)
-# (2) Drop EOS in `Tokenizer.encode_response`: answers never end, are cut, and score 0.
-# (3) Set `learn_prompt=True` and watch the loss: most of it is spent on names and
-# fruit.
+# **Exercise 1 (explain).** What would the model sample if `minialign/families.py` knew
+# worked answers alone?
 #
-# Next: lesson 02, how answers are judged, and what 500 problems can tell.
+# **Exercise 2 (derive).** Two teachers give each of two answers half of the time. What
+# is the least loss per answer that any model can reach?
+#
+# **Exercise 3 (break).** Leave EOS out in `Tokenizer.encode_response`. What becomes of
+# the answers, and of their accuracy?
+
+# %% [markdown] tags=["answers"]
+# **Answer 1.** Worked answers, and nearly all of them right: there is nothing else to
+# copy.
+#
+# **Answer 2.** log 2 = 0.69 nats, the entropy of the teachers. A loss that stops
+# falling need not be a fault of the training.
+#
+# **Answer 3.** They never end. They are cut off at the limit of tokens and count as
+# wrong, whatever they say.

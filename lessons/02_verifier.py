@@ -1,21 +1,25 @@
 # %% [markdown]
-# # Lesson 02: How answers are judged
+# # Lesson 02: The program that says "right" (verifiers)
 #
-# **Question.** Who says that an answer is right, and how sure can 500 problems make us
-# that one policy is better than another?
+# **Question.** Who says that an answer is right?
 #
-# Read before: lesson 01 (the base model and its four styles).
+# **Afterwards you can** write a reward for a task whose answers can be checked, say
+# which wrong answers it would pay for, and audit it on a model's own answers before
+# anything is trained on it.
 #
-# A *verifier* is a program that judges answers. Everything that follows is built on its
-# verdicts: it is the reward that policies learn from and the ruler they are measured
-# with. A policy that is optimised against a verifier will find every hole in it.
+# **Read before:** [lesson 01](01_sft.py): the base model, and its four styles of
+# answer.
 #
-# You will see: what counts as an answer, which wrong answers a sloppy verifier would
-# let through, what more samples can find, and how wide an honest interval is.
+# **Paper:** Cobbe et al. 2021, [arXiv 2110.14168](https://arxiv.org/abs/2110.14168),
+# for the problems and the `####` that announces a result.
 #
-# Time: `quick` about 40 s on two CPU cores; `full` about five minutes. Memory: 1 GB.
+# **Look at:** which style of wrong answer a lenient judge lets through.
+#
+# **Turn first:** the pattern in `anywhere`, the lenient judge.
+#
+# **Time:** `quick` takes half a minute on two CPU cores, `full` two minutes. 1 GB.
 
-# %%
+# %% tags=["setup"]
 import sys
 from pathlib import Path
 
@@ -26,272 +30,255 @@ if not roots:
     raise FileNotFoundError(f"no minialign above {here}: run this in its repository")
 sys.path.insert(0, str(roots[0]))
 
-# %%
+# %% tags=["setup"]
 import re
 from collections import Counter
 
-import numpy as np
-
 from minialign import course, plotting
-from minialign.evaluation import (
-    dead_share,
-    maj_at_k,
-    pass_at_k,
-    reward_variance_share,
-    sample_answers,
-)
+from minialign.evaluation import sample_answers
 from minialign.intervals import bootstrap
 from minialign.problems import explain, extract_answer, verify
 
-# %%
+# %% tags=["setup"]
 settings = course.setup("02_verifier")
 tokenizer = course.load_tokenizer()
 base = course.load_policy(tokenizer, settings.device)
 test = course.load_problems("test", settings.pick(8, 200, 500))
-validation = course.load_problems("validation", settings.pick(8, 200, 500))
 samples = settings.pick(4, 16, 64)
 
 # %% [markdown]
+# ## The idea
+#
+# From here on a model will be told only whether its answers are right, and it will
+# change so as to hear "right" more often. Whatever says "right" is therefore part of
+# the training. In this course it is a program, a *verifier*. It pays a *reward* of 1 if
+# the number after the last `####` equals the known solution, and 0 otherwise:
+#
+#     r(question, answer) = 1 if (number after the last ####) = solution, else 0
+#
+# The number is read as an exact fraction, so that `18`, `18.0` and `36/2` are the same.
+# An answer that does not end within its budget of tokens earns 0, whatever it holds.
+#
+# A verifier never sees what we meant. It sees what we wrote. If it pays for something
+# that we did not want, then a model that is trained on it will find out, because
+# finding out is what training does.
+#
 # ## By hand
 #
-# The four answers that every lesson weighs, judged. Only the number after the last
-# `####` counts: not the working, not the politeness. An answer that does not end within
-# its budget of tokens earns 0, whatever it holds.
+# Every lesson weighs the same four answers to one question. Two are right: one shows
+# its work, the other is *terse* and gives only the result. Of the two wrong ones, the
+# first is a bad guess, and the *careless* one forgets the last step.
 
 # %%
+print(course.HAND_PROBLEM.question)
 for name, text in course.HAND_ANSWERS.items():
-    verdict = explain(course.HAND_PROBLEM, text)
-    print(f"{name:<14} reward {verify(course.HAND_PROBLEM, text):d}   {verdict}")
+    reward = verify(course.HAND_PROBLEM, text)
+    reason = explain(course.HAND_PROBLEM, text)
+    print(f"{name:<14} reward {reward:d}   {reason}")
 
 # %% [markdown]
-# The number is read as an exact fraction, so `18`, `18.0` and `36/2` are one answer.
-# Real models write numbers in many ways, and most lines here were once judged wrongly
-# by some program in wide use.
+# The terse right answer earns exactly as much as the one that shows its work. That is a
+# decision: this verifier asks for results and not for working. Later lessons will show
+# what comes of it.
+#
+# Models write numbers in many ways, and most lines of the next cell were once judged
+# wrongly by some program in wide use. Here is what ours reads in them. Where it reads
+# `None`, it cannot be sure what was meant: `12,34` is no way to write a number, after
+# `18` there come words, `10-5` is not announced by `####`, and nothing can be divided
+# by 0.
 
 # %%
-awkward = """#### 18.|#### 18.0|#### $18|####18|#### - 5|#### \u22125|#### 3/4
-#### 18 ... #### 20|#### 007|#### 1,234|#### 12,34|#### ,|#### 18 apples
-#### 18 red apples|10-5|it costs $29.00|#### 25%|#### nan|#### 3/0"""
-for text in re.split(r"[|\n]", awkward):
-    print(f"{text!r:<22} -> {extract_answer(text)}")
+AWKWARD = [
+    "#### 18.",
+    "#### $18",
+    "####18",
+    "#### - 5",
+    "#### \u22125",  # a minus sign that is no hyphen
+    "#### 3/4",
+    "#### 18 ... #### 20",
+    "#### 1,234",
+    "#### 12,34",
+    "#### 18 red apples",
+    "10-5",
+    "#### 25%",
+    "#### 3/0",
+]
+for text in AWKWARD:
+    print(f"{text!r:<24} -> {extract_answer(text)}")
 
 # %% [markdown]
 # ## Predict
 #
-# The base answers a problem right in fewer than half of its samples. Draw eight
-# samples: for what share of the problems is at least one of them right?
+# A colleague finds this strict, and proposes a lenient verifier: an answer counts if
+# the right number stands *anywhere* in it. The base has a polite, *showy* style: it
+# talks at length and often hands in a wrong number. Of its wrong showy answers, how
+# many would the lenient verifier let through?
 
 # %%
-my_guess = 0.60  # edit me
+my_guess = 0.3  # edit me: a share
 
 # %% [markdown]
-# ## Before: the base under the ruler
+# ## Audit: what the base's answers earn, and why
+#
+# Before a verifier is trusted, somebody should read what it refuses. We draw many
+# answers to each test problem, count the reasons, and show one wrong answer of each
+# style.
 
 # %%
 draw = settings.generator("samples")
 sampled = sample_answers(base, tokenizer, test, samples, generator=draw)
-greedy = sample_answers(base, tokenizer, test, 1, greedy=True)
-worked = sample_answers(base, tokenizer, test, 1, greedy=True, first_token="<<")
-terse = sample_answers(base, tokenizer, test, 1, greedy=True, first_token="#### ")
-for name, answers in (
-    ("sampled", sampled), ("greedy", greedy), ("forced worked", worked),
-    ("forced terse", terse),
-):  # fmt: skip
-    accuracy = bootstrap(answers.correct.mean(1))
-    format_rate = bootstrap(answers.formatted.mean(1))
-    print(f"{name:<14} accuracy {accuracy}   format {format_rate}")
 
-# %% [markdown]
-# *Accuracy* and *format rate* are two numbers: an answer can be well-formed and wrong.
-# Here nearly all are well-formed, so what is missing is not the format.
-#
-# Could a lower temperature do it, without any training? The best one is chosen on
-# validation and measured on test. From now on every accuracy figure has two lines: the
-# base at its best temperature, and the base forced to work. Up to the second, a method
-# elicits what the base can do; beyond it, it teaches.
-
-# %%
-grid = {}
-for heat in (0.25, 0.5, 0.75, 1.0, 1.25, 1.5):
-    draw = settings.generator(f"temperature {heat}")
-    options = {"temperature": heat, "generator": draw}
-    tried = sample_answers(base, tokenizer, validation, 2, **options)
-    grid[heat] = float(tried.correct.mean())
-grid[0.0] = float(sample_answers(base, tokenizer, validation, 1, greedy=True)
-                  .correct.mean())  # fmt: skip
-heat = max(grid, key=grid.get)
-draw = settings.generator("best temperature")
-options = {"temperature": heat, "generator": draw} if heat else {"greedy": True}
-found = sample_answers(base, tokenizer, test, 2 if heat else 1, **options)
-best = bootstrap(found.correct.mean(1))
-for hot in sorted(grid):
-    print(f"temperature {hot:<5} validation accuracy {grid[hot]:.3f}")
-print(f"best: {heat}; on test {best}")
-
-# %% [markdown]
-# ## Auditing
-#
-# Never trust a verifier you have not watched. `explain` says why it refused an answer;
-# here are the reasons for the base's samples, and one example of each style that
-# failed.
-
-# %%
-reasons, examples = Counter(), {}
+reasons: Counter[str] = Counter()
+examples: dict[str, str] = {}
 for n, problem in enumerate(test):
     for k, text in enumerate(sampled.texts[n]):
-        reason = explain(problem, text)
+        reason, _, details = explain(problem, text).partition(":")
+        if reason == "no answer":
+            reason = f"no answer:{details.partition(':')[0]}"
         if sampled.truncated[n, k]:
-            reason = "cut: no end within the budget"
-        reasons[re.sub("^wrong: .*|: '.*", "", reason) or "wrong number"] += 1
+            reason = "cut off: it did not end"
+        reasons[reason] += 1
         if not sampled.correct[n, k]:
-            examples.setdefault(sampled.styles[n][k], (problem, text))
+            shown = f"{problem.question}\n{text}\n=> {explain(problem, text)}"
+            examples.setdefault(sampled.styles[n][k], shown)
+
 for reason, count in reasons.most_common():
     print(f"{count / reasons.total():>6.1%}  {reason}")
-for style, (problem, text) in examples.items():
-    print(f"--- {style}: {problem.question}\n{text}\n=> {explain(problem, text)}")
+for style in ("terse", "careless", "showy"):
+    if style in examples:
+        print(f"\n--- {style}\n{examples[style]}")
 
 # %% [markdown]
-# ## Break it
+# Hardly any answer fails because of its form. The base knows how to hand in a number;
+# it hands in wrong ones.
 #
-# A sloppy verifier: the answer counts if the right number stands *anywhere* in it. It
-# sounds lenient. Look at whom it lets through: *showy* answers, which reach the right
-# number and then hand in another. A policy trained on it would be paid for writing many
-# numbers. (Careless answers mostly fail here too: they never reach the last number.)
+# ## Break it: the lenient verifier
+#
+# Now the colleague's proposal, on the same answers.
 
 
 # %%
 def anywhere(problem, text: str) -> bool:
-    """The sloppy one: is the right number among the numbers in the text?"""
+    """Is the right number among the numbers in the text?"""
     return str(problem.gold) in re.findall(r"[0-9]+", text)
 
 
-fooled, wrong = Counter(), Counter()
+wrong: Counter[str] = Counter()
+fooled: Counter[str] = Counter()
 for n, problem in enumerate(test):
     for k, text in enumerate(sampled.texts[n]):
         if not sampled.correct[n, k]:
-            wrong[sampled.styles[n][k]] += 1
-            fooled[sampled.styles[n][k]] += anywhere(problem, text)
-for style, count in wrong.most_common():
-    print(f"{style:<9} wrong {count:>6}, let through {fooled[style] / count:>6.1%}")
+            style = sampled.styles[n][k]
+            wrong[style] += 1
+            fooled[style] += anywhere(problem, text)
+
 let_through = {style: [fooled[style], count] for style, count in wrong.items()}
+shares = {style: passed / count for style, (passed, count) in let_through.items()}
+for style in ("terse", "careless", "worked", "showy"):
+    if style in shares:
+        print(f"{style:<10} {wrong[style]:>6} wrong, let through {shares[style]:.2f}")
 
-# %% [markdown]
-# ## What more samples find
-#
-# *pass@k*: the chance that at least one of k samples is right. *maj@k*: whether the
-# most frequent answer among k is right. The first needs someone who recognises a right
-# answer; the second needs nobody. We estimate both from all samples drawn.
-
-# %%
-counts = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
-passed = {k: bootstrap(pass_at_k(sampled.correct, k)) for k in counts}
-gold = [problem.gold for problem in test]
-majority = {k: bootstrap(maj_at_k(sampled.votes, gold, k)) for k in counts}
-for k in counts:
-    print(f"k = {k:<3} pass@k {passed[k]}   maj@k {majority[k]}")
-if 8 in passed:
-    course.predict("pass@8 of the base:", my_guess, passed[8].value)
-
-# %% [markdown]
-# pass@k is what reinforcement lives on: what is never sampled can never be rewarded.
-#
-# The problems are not alike, though. *Dead* groups are those of which all 8 samples are
-# right, or all wrong: comparing samples of one problem teaches nothing there.
-
-# %%
-success = sampled.correct.mean(1)
-eight = sampled.correct[:, : min(8, samples)]
-print(f"dead groups at K = {eight.shape[1]}: {dead_share(eight)}")
-share = reward_variance_share(sampled.correct)
-print(f"share of the reward's variance that lies between problems: {share}")
-
-# %% [markdown]
-# ## What 500 problems can tell
-#
-# Ask 500 *other* problems and the accuracy comes out a little different. The
-# *bootstrap* asks by how much: it redraws the problems, with replacement, ten thousand
-# times, and the middle 95 % of the means is the interval. Problems are redrawn, not
-# single answers: eight answers to one problem are eight looks at the same difficulty.
-
-# %%
-sizes = [n for n in (25, 50, 100, 200, 500) if n <= len(test)] or [len(test)]
-half_widths = {}
-for answers, name in ((greedy, "greedy, 1 answer"), (sampled, f"{samples} samples")):
-    found = [bootstrap(answers.correct.mean(1)[:n]) for n in sizes]
-    half_widths[name] = [(e.high - e.low) / 2 for e in found]
-    widths = ", ".join(
-        f"{n}: ±{w:.3f}" for n, w in zip(sizes, half_widths[name], strict=True)
-    )
-    print(f"{name:<18} half-width by number of problems  {widths}")
-
-# %% [markdown]
-# Two policies closer than that need more problems, or a comparison problem by problem.
-# So every comparison *on record* in this course uses 500 problems or more, sampled and
-# greedy answers, and prints its interval; and what is said of a method rests on seeds.
-
-# %%
-figure, (left, middle, right) = plotting.new_figure(
-    3,
-    f"One sample is right {success.mean():.1%} of the time; for "
-    f"{passed[counts[-1]].value:.1%} of the problems one of {counts[-1]} is",
+# %% tags=["plot"]
+order = [style for style in ("terse", "careless", "worked", "showy") if style in shares]
+most = max(order, key=shares.get)
+figure, (bars,) = plotting.new_figure(
+    1,
+    f"A lenient verifier pays for {shares[most]:.0%} of wrong {most} answers",
+    width=8,
+    height=3.2,
 )
-left.hist(success, bins=np.linspace(0, 1, 17), color=plotting.COLORS[2])
-left.set(xlabel=f"share of {samples} samples right", ylabel="problems")
-left.set_title("some problems are easy for the base")
-for name, line, color in (("pass@k", passed, 0), ("maj@k", majority, 1)):
-    values = [line[k].value for k in counts]
-    low, high = ([getattr(line[k], side) for k in counts] for side in ("low", "high"))
-    middle.plot(counts, values, "o-", color=plotting.COLORS[color], label=name)
-    middle.fill_between(counts, low, high, color=plotting.COLORS[color], alpha=0.2)
-middle.axhline(worked.correct.mean(), color="#444", ls="--", lw=1.2)
-middle.axhline(best.value, color="#444", ls=":", lw=1.2)
-marks = {"forced to work": worked.correct.mean(), "best temperature": best.value}
-for text, y in marks.items():
-    middle.annotate(text, (counts[0], y + 0.01), fontsize=8)
-middle.set(xscale="log", xlabel="samples k", ylabel="accuracy", ylim=(0, 1.03))
-middle.set_xticks(counts, counts)
-middle.minorticks_off()
-middle.set_title("what more samples find (95 % bands)")
-middle.legend(loc="lower right")
-
-# %%
-for number, (name, widths) in enumerate(half_widths.items()):
-    right.plot(sizes, widths, "o-", color=plotting.COLORS[number], label=name)
-right.set(xscale="log", xlabel="test problems", ylim=(0, None))
-right.set(ylabel="half-width of the 95 % interval")
-right.set_xticks(sizes, sizes)
-right.minorticks_off()
-right.set_title("what n problems can tell")
-right.legend()
+colors = [plotting.STYLE_COLORS[style] for style in order]
+bars.barh(order, [shares[style] for style in order], color=colors)
+for row, style in enumerate(order):
+    passed, count = let_through[style]
+    bars.annotate(
+        f" {shares[style]:.0%} of {count:,}", (shares[style], row), va="center"
+    )
+bars.set(xlabel="share of wrong answers that hold the right number", xlim=(0, 1))
 plotting.save_figure(figure, settings.figure_path)
 
-# %%
+# %% [markdown]
+# **Figure 1.** Wrong answers of the base, by style, and the share of them in which the
+# right number stands somewhere.
+
+# %% tags=["record"]
 run = {
     "samples": samples,
-    "length": course.as_list(bootstrap(sampled.lengths.mean(1))),
-    "right_of_samples": sampled.correct.sum(1).tolist(),
-    "pass_at_k": {k: course.as_list(passed[k]) for k in counts},
-    "maj_at_k": {k: course.as_list(majority[k]) for k in counts},
-    "forced_worked": course.as_list(bootstrap(worked.correct[:, 0])),
-    "forced_terse": course.as_list(bootstrap(terse.correct[:, 0])),
-    "greedy": course.as_list(bootstrap(greedy.correct[:, 0])),
-    "best_temperature": {"temperature": heat, "accuracy": course.as_list(best),
-                         "grid": grid},
     "let_through": let_through,
-    "half_widths": half_widths,
-    "sizes": sizes,
-}  # fmt: skip
-measure = f"sampled accuracy of the base, then its pass@{counts[-1]}"
-course.finish(settings, run, bootstrap(success), passed[counts[-1]], measure)
+    "let_through_share": shares,
+    "formatted": float(sampled.formatted.mean()),
+}
+course.predict(
+    "Wrong showy answers that the lenient verifier lets through:",
+    my_guess,
+    shares.get("showy", 0.0),
+    key="let_through_share > showy",
+)
 
 # %% [markdown]
-# Exercises. (1) ReFT's authors gave 0.1 for a *wrong* number and 0 for none. What would
-# a policy do with it on problems that it never gets right? (It always hands in a
-# number, and soon any number.) (2) Which of the awkward lines would the pattern `####
-# (\-?[0-9.,]+)`, first match, with string comparison judge wrongly? (`18.`, `18.0`,
-# `$18`, `####18`, both minus signs, `3/4`, `007`, and 18 for the pair.) (3) How many
-# problems does it take to tell 0.45 from 0.48? (With one answer each, about 2,100 for a
-# 95 % interval that excludes 0 half of the time, 4,300 for four times in five: 2 p (1 −
-# p) (1.96 + 0.84)² / 0.03².)
+# ## What we found
 #
-# Next: lesson 11 turns the verdicts into a reward.
+# * Of the wrong showy answers, 0.81 hold the right number somewhere: they reach it,
+#   talk on, and hand in another.
+# * Careless answers hold it in 0.04 of the cases: they stop before the step that would
+#   have given it. Terse ones hardly ever do, for their only number is the wrong one.
+# * Of all answers of the base, 0.999 hand in a number in the form that was asked for.
+#
+# The lenient verifier looked lenient to all. In fact it favours the one style that
+# writes many numbers, and pays it for being wrong. A model that is trained on it is
+# paid for writing many numbers. What it would make of that we have not tried here;
+# exercise 3 asks you to.
+
+# %% tags=["record"]
+course.check(
+    "02_verifier",
+    {
+        "let_through_share > showy": "0.81",
+        "let_through_share > careless": "0.04",
+        "formatted": "0.999",
+    },
+    own=run,
+)
+right = bootstrap(sampled.correct.mean(1))
+form = bootstrap(sampled.formatted.mean(1))
+course.finish(settings, run, right, form, "right answers of the base, then well-formed")
+
+# %% [markdown]
+# ## Readers' questions
+
+# %% [markdown] tags=["folded"]
+# **Why not compare strings?** Because `18`, `18.0`, `$18` and `1,234` against `1234`
+# would then be wrong, and the model would be taught to write numbers as we do instead
+# of to find them. Comparing fractions also avoids the rounding of floats.
+#
+# **Why the last ####, and not the first?** A model that hands in two numbers has
+# changed its mind, or is hedging. The last one is what it stands by. The choice must be
+# made once and kept: a verifier that took whichever matches would be the lenient one.
+#
+# **Could a model judge instead of a program?** Yes. Nothing in the algorithms that
+# follow knows where a reward comes from. But a model makes mistakes too, and its
+# mistakes are harder to read than a pattern.
+
+# %% [markdown]
+# ## Exercises
+#
+# **Exercise 1 (derive).** Some authors pay 0.1 for a *wrong* number and 0 for none.
+# What does a policy learn from that on problems that it never gets right?
+#
+# **Exercise 2 (explain).** Which of the awkward lines would a program judge wrongly
+# that looks for the pattern `#### (\-?[0-9.,]+)`, takes the first match and compares
+# strings?
+#
+# **Exercise 3 (break).** Once you have read lesson 11, train REINFORCE there with
+# `anywhere` as the reward. Watch the styles of its answers and their length.
+
+# %% [markdown] tags=["answers"]
+# **Answer 1.** To hand in a number, always, and soon any number: there, 0.1 is the most
+# that can be earned, and every number earns it.
+#
+# **Answer 2.** `18.`, `$18`, `####18`, both minus signs, `3/4`, `1,234`, and 18 for the
+# line that goes on to 20. It also reads a number in `18 red apples`, in `12,34` and in
+# `3/0`, where ours reads none.
+#
+# **Answer 3.** If the answers become longer and more of them showy, while the strict
+# accuracy does not rise, then you have seen a model find a hole in its reward.

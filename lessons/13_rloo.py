@@ -1,23 +1,26 @@
 # %% [markdown]
 # # Lesson 13: Answers that judge each other (RLOO)
 #
-# **Question.** Answers to one problem can be each other's baseline. With 256 answers to
-# spend, should they go to many problems or to few?
+# **Question.** Can answers to one problem judge each other?
 #
-# Read before: lesson 11 (REINFORCE, and what a baseline is for).
+# **Afterwards you can** build an unbiased baseline out of a group of answers, say why
+# the answer itself is left out of it, and find a slip that no shape gives away.
 #
-# RLOO draws K answers to each problem and credits each one with its reward minus the
-# mean reward of the *other* K − 1. Nothing else changes from REINFORCE: no greedy
-# answer, no second model. An answer is good if it beats what the policy says on the
-# same problem otherwise.
+# **Read before:** [lesson 11](11_reinforce.py): the policy gradient, baselines, and
+# signal to noise.
 #
-# You will see: why the answer itself must be left out, what groups cost in which all
-# answers are right or all wrong, and which way to split 256 answers learns fastest.
+# **Papers:** Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!". For
+# language models: Ahmadian et al. 2024, [arXiv
+# 2402.14740](https://arxiv.org/abs/2402.14740).
 #
-# Time: `quick` about 60 s on two CPU cores; `full` some four minutes a seed there (the
-# trials are in seed 0: half an hour more). Memory: about 2 GB.
+# **Look at:** the two pairs of bars in Figure 1.
+#
+# **Turn first:** `samples`, the answers to each problem.
+#
+# **Time:** `quick` takes a minute on two CPU cores, `full` six minutes on one, and seed
+# 0 half an hour, for it makes the trials. 2 GB of memory.
 
-# %%
+# %% tags=["setup"]
 import sys
 from pathlib import Path
 
@@ -28,351 +31,418 @@ if not roots:
     raise FileNotFoundError(f"no minialign above {here}: run this in its repository")
 sys.path.insert(0, str(roots[0]))
 
-# %%
+# %% tags=["setup"]
 import copy
-import time
 from dataclasses import asdict, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from minialign import checkpoint, course, exam, plotting
+from minialign import course, exam, plotting
 from minialign.algorithms import rloo
-from minialign.evaluation import dead_share, policy_gradient
+from minialign.evaluation import policy_gradient
 from minialign.intervals import bootstrap
 from minialign.logprobs import token_logprobs
 from minialign.rewards import score, verifier
 from minialign.sampling import generate
 
-# %%
+# %% tags=["setup"]
 settings = course.setup("13_rloo")
 tokenizer = course.load_tokenizer()
 reference = course.load_policy(tokenizer, settings.device).requires_grad_(False)
-base = course.base_facts()
 config = rloo.RlooConfig(
     updates=settings.pick(2, 20, 64),
     prompts=settings.pick(2, 32, 32),
     max_new_tokens=settings.pick(32, 128, 128),
 )
-SPLITS = (2, 4, 8, 16, 32)  # K, answers to each problem
 
 # %% [markdown]
+# ## The idea
+#
+# In lesson 11 a baseline was one number for all answers. It may as well be another one
+# on each problem: the proof holds problem by problem. And it should be, for a right
+# answer means little on an easy problem and much on a hard one. If we draw several
+# answers to the problem anyway, the *others'* mean reward says how well the policy does
+# there. RLOO, *REINFORCE leave-one-out*, draws K answers to each problem and credits
+# each one with what it earned above the mean of the other K − 1:
+#
+#     A_i = r_i − mean_{j≠i} r_j = K/(K − 1) · (r_i − r̄)
+#
+# Here r̄ is the mean of all K. The second form says that leaving an answer out is the
+# same as leaving it in and multiplying by K/(K − 1).
+#
+# Why leave it out at all? A baseline must not look at the answer that it is subtracted
+# for. With the answer in its own baseline, only (K − 1)/K of the expected gradient is
+# left. That is harmless here, for the direction is right. Leaving it out costs nothing,
+# and then the estimate is unbiased.
+#
+# If all K answers earn the same, all advantages are 0. Such a group is called *dead*.
+# It was paid for, and it teaches nothing.
+#
 # ## By hand
 #
-# Four answers to one question, rewards 1, 1, 0, 0. The others of a right answer earn
-# 1/3 on average, so it is worth 1 − 1/3 = 2/3; a wrong one 0 − 2/3. With the mean of
-# all four (lesson 11's batch mean) it would be ±1/2: the same, times (K − 1)/K.
+# The four answers earn 1, 1, 0, 0. The others of a right answer earn 1/3 on average, so
+# its advantage is 2/3. The others of a wrong one earn 2/3.
 
 # %%
 tokens, mask, rewards = course.by_hand(tokenizer)
-advantages = rloo.leave_one_out(rewards[None])[0]  # (4,): one group of K = 4
 with torch.no_grad():
-    scored = reference, tokens.to(settings.device), mask.to(settings.device)
-    logprobs = token_logprobs(*scored).cpu()  # (4, S)
-logprobs.requires_grad_()
-rloo.rloo_loss(logprobs, advantages, mask).backward()
-weights = -4 * logprobs.grad  # (4, S): the same at every token of an answer
-by_hand = torch.tensor([1 - 1 / 3, 1 - 1 / 3, 0 - 2 / 3, 0 - 2 / 3])
-assert torch.allclose(weights, torch.where(mask, by_hand[:, None], 0.0))
-assert torch.allclose(by_hand, 4 / 3 * (rewards - rewards.mean()))
-row = {"RLOO (x B)": weights.sum(1) / mask.sum(1)}
-hand = course.hand_table(settings.lesson, row)
+    where = tokens.to(settings.device), mask.to(settings.device)
+    logprobs = token_logprobs(reference, *where).cpu()  # (4, S)
+
+advantages = rloo.leave_one_out(rewards[None])[0]  # (4,), one group of K = 4
+leaf = logprobs.clone().requires_grad_()
+rloo.rloo_loss(leaf, advantages, mask).backward()
+weights = (-4 * leaf.grad).sum(1) / mask.sum(1)  # (4,), the division by 4 undone
+assert torch.allclose(weights, torch.tensor([2 / 3, 2 / 3, -2 / 3, -2 / 3]))
+assert torch.allclose(weights, 4 / 3 * (rewards - rewards.mean()))
+hand = course.hand_table(settings.lesson, {"RLOO": weights}, beside="11_reinforce")
 
 # %% [markdown]
-# Why leave the answer out? Let these four answers be the whole world, each as likely as
-# the base makes it. Then every group of K can be listed, and the expected gradient is a
-# sum, not an estimate.
+# Is the expected gradient exactly right? Imagine a world in which these four answers
+# are all there is, each as likely as the base makes it. Let groups of K = 3 be drawn
+# there. All 64 of them can be listed, and the mean over groups is a sum instead of an
+# estimate.
+
 
 # %%
-COMPARE = {  # rewards (P, K) -> advantages (P, K)
-    "leave-one-out": rloo.leave_one_out,
-    "itself included": lambda r: r - r.mean(1, keepdim=True),
-    "no baseline": lambda r: r,
-    "no baseline, paid 0 or -1": lambda r: r - 1,
-    "mean of another problem": lambda r: r - r.roll(1, dims=0).mean(1, keepdim=True),
-    "broken: best of the group": lambda r: r - r.amax(1, keepdim=True),
-    "broken: slip of one row": lambda r: rloo.leave_one_out(r).roll(1, dims=1),
-}
-by_calculus = {"leave-one-out": 1, "itself included": 2 / 3}
-by_calculus["broken: slip of one row"] = -1 / 2
-chances = torch.softmax(logprobs.detach().sum(1), 0)
-truth = chances * (rewards - chances @ rewards)  # ∇ E[reward] in logits
-groups = torch.cartesian_prod(*[torch.arange(4)] * 3)  # (64, K = 3), all there are
+def leave_one_out(r: Tensor) -> Tensor:
+    return rloo.leave_one_out(r)
+
+
+def itself_included(r: Tensor) -> Tensor:
+    return r - r.mean(1, keepdim=True)
+
+
+# By the logits of the four answers: ∇ E[r], and ∇ log π of each answer in each group.
+chances = torch.softmax(logprobs.sum(1), 0)  # (4,)
+truth = chances * (rewards - chances @ rewards)  # (4,) ∇ E[r], by the logits
+groups = torch.cartesian_prod(*[torch.arange(4)] * 3)  # (64, 3), all there are
 slopes = (torch.eye(4) - chances)[groups]  # (64, 3, 4), ∇ log π of each answer
-for name in (*by_calculus, "broken: best of the group"):
-    mean = (COMPARE[name](rewards[groups])[:, :, None] * slopes).mean(1)  # (64, 4)
-    expected = chances[groups].prod(1) @ mean  # (4,)
-    left = (expected @ truth / (truth @ truth)).item()
-    print(f"{name:<26} K = 3: {left:+.3f} of the true gradient, in expectation")
-    assert torch.allclose(expected, by_calculus.get(name, left) * truth, atol=1e-6)
+
+
+def share_left(compare) -> float:
+    """How much of the true gradient is left in the expected one, exactly."""
+    A = compare(rewards[groups])  # (64, 3)
+    of_group = (A[:, :, None] * slopes).mean(1)  # (64, 4)
+    expected = chances[groups].prod(1) @ of_group  # (4,)
+    share = (expected @ truth / (truth @ truth)).item()
+    assert torch.allclose(expected, share * truth, atol=1e-6)  # the same direction
+    return share
+
+
+for compare in (leave_one_out, itself_included):
+    print(f"{compare.__name__:<18}{share_left(compare):+.3f} of the true gradient")
 
 # %% [markdown]
-# Included, (K − 1)/K of it is left, in the same direction. With the best of the group
-# 1 − (1 − p)^(K − 1) is left, p the chance to be right: seldom solved problems lose
-# most. And a slip of one
-# row turns the gradient *round*: your neighbour's advantage holds −1/(K − 1) of your
-# reward, and that is all it knows of you.
+# With the answer itself in the mean, 2/3 of the gradient is left, as (K − 1)/K says.
 #
 # ## Predict
+#
+# Our reward is 1 for right and 0 for wrong. It could as well be 0 for right and −1 for
+# wrong: the task is the same. (For an estimate without a baseline, it is the same as a
+# baseline of 1: the right end of lesson 11's Figure 1.) After 4,096 answers *without* a
+# baseline, rewards of 1 and 0 give an accuracy of 0.635. What do rewards of 0 and −1
+# give?
 
 # %%
-print("256 answers: 128 x 2, 64 x 4, 32 x 8, 16 x 16 or 8 x 32 (problems x K)?")
-my_guess = 8  # edit me: the K that learns fastest
-
-# %% [markdown]
-# ## One run
-
-
-# %%
-def run_rloo(config: rloo.RlooConfig, settings, **options) -> tuple:
-    """From the base: the trained policy and its series."""
-    policy = copy.deepcopy(reference).requires_grad_(True)
-    problems = course.stream(settings.seed, config.updates * config.prompts)
-    series, start = {}, time.perf_counter()
-    training = rloo.train(
-        policy, tokenizer, problems, verifier, config, reference=reference,
-        generator=settings.generator("sampling"), **options,
-    )  # fmt: skip
-    for metrics in tqdm(training, total=config.updates, disable=None):
-        clock = {"accuracy": metrics["reward"], "seconds": time.perf_counter() - start}
-        course.keep_series(series, metrics | clock)
-    return policy, series
-
-
-# %% [markdown]
-# ## Before
-
-# %%
-before = exam.exam(settings, tokenizer, reference, "before")
-exam.show_answers(before)
+my_guess = 0.63  # edit me
 
 # %% [markdown]
 # ## Train
 
-# %%
-policy, series = run_rloo(config, settings)
-if settings.preset != "smoke":
-    checkpoint.save_model(settings.policy_path, policy, tokenizer)
 
-# %% [markdown]
-# ## After
+# %%
+def slip_of_one_row(r: Tensor) -> Tensor:
+    """A bug, for later: every answer gets the advantage of its neighbour."""
+    return rloo.leave_one_out(r).roll(1, dims=1)
+
+
+COMPARE = {  # rewards (P, K) -> advantages (P, K)
+    "no baseline": lambda r: r,
+    "no baseline, paid 0 or -1": lambda r: r - 1,
+}
+
+
+def run_rloo(config, settings, **options) -> tuple:
+    """From the base: the trained policy and its series."""
+    policy = copy.deepcopy(reference).requires_grad_(True)
+    problems = course.stream(settings.seed, config.updates * config.prompts)
+    training = rloo.train(
+        policy,
+        tokenizer,
+        problems,
+        verifier,
+        config,
+        generator=settings.generator("sampling"),
+        reference=reference,
+        **options,
+    )
+    return policy, course.follow(training, config.updates)
+
+
+before = exam.exam(settings, tokenizer, reference, "before")
+policy, series = run_rloo(config, settings)
+course.save_policy(settings, policy, tokenizer)
 
 # %%
 after = exam.exam(settings, tokenizer, policy, "after")
 exam.show_answers(after)
-curve = series["completions"], series["accuracy"]
+curve = series["completions"], series["reward"]
 run = {"config": asdict(config), "series": series, "hand": hand, "curve": curve}
 run |= exam.report(settings, tokenizer, policy, reference, before, after, curve)
 
 # %% [markdown]
-# ## Many problems or few
+# ## The result: where the zero lies
 #
-# Two things pull apart. More answers to a problem make a better baseline. But they all
-# tell of one problem, so fewer problems make more noise. With 256/K groups in a batch,
-#
-#     variance of its gradient = (K/256) (between problems + within one, at this K)
-#
-# The true gradient is the same for every split. So ask *how many answers it takes until
-# the signal is as large as the noise*: K (between + within) / |true gradient|², the
-# inverse of lesson 11's signal to noise. From the frozen base we draw 32 answers to
-# each problem, and cut them into groups of every K; the same answers serve all
-# baselines. We keep only the dot products of all pairs of ∇ log π: they give the length
-# of any sum.
+# How many answers does it take until the signal is as large as the noise? That is the
+# inverse of lesson 11's measure. From the frozen base we draw 32 answers to each of
+# many problems, cut them into groups of 8, and let the same answers serve three
+# estimates: no baseline with rewards of 1 and 0, no baseline with rewards of 0 and −1,
+# and leave-one-out. As in lesson 11 only dot products are kept, here of ∇ log π for
+# every two answers to a problem.
 
 
-# %%
-def dot_products(policy, problem, draw) -> tuple:
+# %% tags=["setup"]
+def slopes_of(policy, problem, draw) -> tuple[Tensor, Tensor, Tensor]:
     """32 answers: rewards (32,), dot products (32, 32) of ∇ log π, RLOO's gradient."""
     rollout = generate(
-        policy, [tokenizer.encode_prompt(problem.question)], samples=32,
-        eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
-        max_new_tokens=config.max_new_tokens, generator=draw,
-    )  # fmt: skip
+        policy,
+        [tokenizer.encode_prompt(problem.question)],
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
+        max_new_tokens=config.max_new_tokens,
+        samples=32,
+        generator=draw,
+    )
     rewards = score(verifier, [problem], rollout, tokenizer)
     one = torch.ones(1, device=settings.device)
-    rows = torch.arange(32, device=settings.device).split(1)
-    slopes = [policy_gradient(policy, rollout.select(row), one) for row in rows]
+    slopes = []
+    for row in torch.arange(32, device=settings.device).split(1):
+        slopes.append(policy_gradient(policy, rollout.select(row), one))
     slopes = torch.stack(slopes)  # (32, weights)
     gradient = rloo.leave_one_out(rewards[None])[0] @ slopes / 32
     return rewards, slopes @ slopes.T, gradient
 
 
-def of_groups(advantages, dots):
-    """(G, K) and (G K, G K) -> (G, G): dot products of the groups' gradients."""
-    weights = torch.block_diag(*advantages / advantages.shape[1])  # (G, G K)
-    return weights @ dots @ weights.T
-
-
-# %%
-def measure_splits(policy, count: int) -> dict:
-    """Answers until signal = noise, {baseline: {K: [value, low, high]}}."""
-    names = "no baseline", "no baseline, paid 0 or -1", "leave-one-out"
-    squares = {(name, K): [] for name in names for K in SPLITS}
-    total, own, alike = 0, 0, []
+def answers_needed(policy, count: int, K: int = 8) -> dict[str, list[float]]:
+    """Answers until signal = noise, {baseline: [value, low, high]}."""
+    estimates = {**COMPARE, "leave-one-out": rloo.leave_one_out}
+    squares: dict[str, list[float]] = {name: [] for name in estimates}
+    total, own = 0.0, 0.0
     draw = settings.generator("splits")
     for problem in tqdm(course.stream(settings.seed + 1, count), disable=None):
-        rewards, dots, gradient = dot_products(policy, problem, draw)
-        total, own = total + gradient, own + gradient.square().sum().item()
-        for (name, K), found in squares.items():
-            products = of_groups(COMPARE[name](rewards.view(-1, K)), dots)
-            found.append(products.diag().mean().item())
-            if (name, K) == ("leave-one-out", 16):
-                alike.append(products[0, 1].item())  # apart: no noise within
+        rewards, dots, gradient = slopes_of(policy, problem, draw)
+        total = total + gradient
+        own += gradient.square().sum().item()
+        for name, compare in estimates.items():
+            advantages = compare(rewards.view(-1, K))  # (32/K, K)
+            weights = torch.block_diag(*advantages / K)  # (32/K, 32)
+            lengths = (weights @ dots @ weights.T).diag()  # (32/K,) squared
+            squares[name].append(lengths.mean().item())
+    # The square of the sum, less what each problem adds by its own noise.
     signal = (total.square().sum().item() - own) / (count * (count - 1))
-    signal = max(signal, 1e-6)  # of few problems, the estimate may be below 0
-    noise = {name: {} for name in names}
-    for (name, K), found in squares.items():
-        answers = bootstrap(K * (np.array(found) / signal - 1))
-        noise[name][str(K)] = course.as_list(answers)
-    return noise | {"between": float(np.mean(alike)) / signal - 1}
+    signal = max(signal, 1e-6)  # of few problems it may come out below 0
+    found = {}
+    for name, each in squares.items():
+        noise = K * (np.array(each) / signal - 1)
+        found[name] = course.as_list(bootstrap(noise))
+    return found
 
 
 # %%
-splits = plotting.load_record(settings.lesson).get("0", {}).get("splits", {})
-if (settings.preset, settings.seed) == ("full", 0) or settings.preset == "smoke":
+needed = plotting.load_record(settings.lesson).get("0", {}).get("needed", {})
+if settings.measures_once:
     frozen = copy.deepcopy(reference).requires_grad_(True)
-    run["splits"] = splits = measure_splits(frozen, settings.pick(2, 0, 192))
-right = np.array(base["right_of_samples"])[:, None]  # of 64 answers, lesson 02
-known = np.arange(base["samples"]) < right  # (500, 64)
-dead = {K: dead_share(known, K).value for K in SPLITS}
-noise = {name: row for name, row in splits.items() if name != "between"}
-print("answers until the signal is as large as the noise, at the base, by baseline")
-print(f"{'P x K':<10}{'dead groups':>12}" + "".join(f"{name:>26}" for name in noise))
-for K in SPLITS:
-    cells = "".join(f"{row[str(K)][0]:>26.0f}" for row in noise.values())
-    print(f"{f'{256 // K} x {K}':<10}{dead[K]:>12.0%}{cells}")
-
-# %% [markdown]
-# Where right answers hold little of the squared gradient (lesson 11's best constant was
-# small), rewards of 0 and 1 without a baseline come near the best one, by luck. Pay 0
-# and −1, the same task, and that luck is gone: compare the columns. Leave-one-out gives
-# the same advantages for both: it need not have the least noise, but does not hang on
-# where the zero lies. (Same answers in all columns, one seed; all numbers share the
-# error of one estimate of the signal.)
-#
-# ## Trials, and breaking it
-#
-# Runs of 4,096 answers, as in lesson 11: learning rates at 32 x 8, splits at the rate
-# that led (one seed: where intervals overlap, "furthest" says little), other baselines.
-# *Mean of another problem* loses "the same problem", and stays unbiased: no answer is
-# in its own baseline. The broken one is biased.
+    needed = answers_needed(frozen, settings.pick(2, 0, 192))
+    run["needed"] = needed
+for name, (value, low, high) in needed.items():
+    print(f"{name:<28}{value:>6.0f} answers [{low:.0f}, {high:.0f}]")
 
 # %%
 short = replace(config, updates=settings.pick(1, 16, 16))
-FASTEST = 1.6e-3
-
-
-def split(K):
-    """As many answers, K to each problem, at the learning rate that led."""
-    prompts = short.prompts * short.samples // K
-    return replace(short, lr=FASTEST, prompts=prompts, samples=K)
-
-
-# %%
+fast = replace(short, lr=1.6e-3)
 tuning = {  # name: (config, other arguments)
     "lr 2e-4": (replace(short, lr=2e-4), {}),
     "lr 4e-4": (replace(short, lr=4e-4), {}),
     "lr 8e-4": (replace(short, lr=8e-4), {}),
-    "lr 1.6e-3": (split(8), {}),
+    "lr 1.6e-3": (fast, {}),
     "lr 3.2e-3": (replace(short, lr=3.2e-3), {}),
-    "lr 1.6e-3, 64 x 4": (split(4), {}),
-    "lr 1.6e-3, 16 x 16": (split(16), {}),
+    "lr 1.6e-3, 64 x 4": (replace(fast, prompts=2 * fast.prompts, samples=4), {}),
+    "lr 1.6e-3, 16 x 16": (replace(fast, prompts=fast.prompts // 2, samples=16), {}),
 }
-others = list(COMPARE)[2:6]
-trials = tuning | {f"lr 1.6e-3, {256 // K} x {K}": (split(K), {}) for K in (32, 2)}
-trials |= {name: (short, {"compare": COMPARE[name]}) for name in others}
-
-# %%
+trials = tuning | {
+    "no baseline": (short, {"compare": COMPARE["no baseline"]}),
+    "no baseline, paid 0 or -1": (
+        short,
+        {"compare": COMPARE["no baseline, paid 0 or -1"]},
+    ),
+    "broken: slip of one row": (short, {"compare": slip_of_one_row}),
+}
+RLOO, SHIFTED = "lr 8e-4", "no baseline, paid 0 or -1"
 tried = exam.run_trials(settings, tokenizer, reference, trials, run_rloo, tuning)
-exam.print_trials(tried)
-plain = [d for d in tried.values() if not d["options"] and d["config"]["beta"] == 0]
-by_split = {d["config"]["samples"]: d for d in plain if d["config"]["lr"] == FASTEST}
-by_split = dict(sorted(by_split.items()))  # {K: what was measured}
-best = None
-if len(by_split) == len(SPLITS):
-    best = max(by_split, key=lambda K: by_split[K]["accuracy"][0])
-    course.predict("The K with the best accuracy after 4,096:", my_guess, best)
-    low = by_split[best]["accuracy"][1]
-    reach = [K for K in by_split if by_split[K]["accuracy"][2] > low and K != best]
-    rivals = ", ".join(map(str, reach)) or "none"
-    print(f"  other K whose intervals reach into that of the best: {rivals}")
 
-# %% [markdown]
-# ## The figures
-
-# %%
-(was, *_), (now, *_) = run["sampled"]
-message = f"Answers as each other's baseline: {was:.2f} to {now:.2f} right "
-message += f"(seed {settings.seed})"
-if best:
-    message += f"; K = {best} led in 4,096 answers (not told apart: {rivals})"
-figure, axes = plotting.new_figure(3, message)
-rise, price, pace = axes
-runs = course.runs_on_record(settings, run)
-plotting.draw_rise(rise, runs, run, not settings.record, base, "RLOO")
-plotting.draw_price(price, runs or [run], course.base_success(), base)
-if by_split:
-    values, lows, highs = np.array([row["accuracy"] for row in by_split.values()]).T
-    bars = [values - lows, highs - values]
-    pace.errorbar(list(by_split), values, bars, fmt="o-", capsize=3)
-pace.set(xlabel="K, answers to each problem", ylabel="sampled accuracy, validation")
-pace.set_xscale("log", base=2)
-pace.set_xticks(SPLITS, SPLITS)
-pace.set_title("4,096 answers, P x K = 256 an update")
+# %% tags=["plot"]
+figure, (bars,) = plotting.new_figure(
+    1,
+    "Without a baseline it matters where the zero of the reward lies; leave-one-out "
+    "does not care",
+    width=9.5,
+    height=3.6,
+)
+if needed:
+    arms = {
+        "no baseline": ("no baseline", "no baseline, paid 0 or -1"),
+        "leave-one-out": ("leave-one-out", "leave-one-out"),
+    }
+    places = {"no baseline": (0.0, 0.8), "leave-one-out": (2.0, 2.8)}
+    for arm, (first, second) in arms.items():
+        for place, name, paid, color in (
+            (places[arm][0], first, "1 and 0", plotting.COLORS[0]),
+            (places[arm][1], second, "0 and −1", plotting.COLORS[1]),
+        ):
+            value, low, high = needed[name]
+            bars.barh(
+                place, value, 0.7, color=color, xerr=[[value - low], [high - value]]
+            )
+            bars.annotate(
+                f"{arm}, right and wrong earn {paid} ",
+                (0, place),
+                ha="right",
+                va="center",
+                annotation_clip=False,
+            )
+            bars.annotate(f"  {value:.0f}", (high, place), va="center")
+bars.set_yticks([])
+bars.invert_yaxis()
+bars.set(xlabel="answers until the signal is as large as the noise, at the base")
 plotting.save_figure(figure, settings.figure_path)
 
+# %% [markdown]
+# **Figure 1.** How many answers it takes, at the base, until the gradient's signal is
+# as large as its noise. The same answers, without a baseline and with the mean of the
+# others; rewards of 1 and 0, and of 0 and −1. (With the mean of the others both are one
+# number, as exercise 1 shows.)
+
 # %%
-figure, axes = plotting.new_figure(3, "What the settings do, and what K costs", width=5)
-accuracy, cost, lost = axes
-plotting.draw_trials(accuracy, tried, default="lr 8e-4")
-for color, (name, row) in zip(plotting.COLORS, noise.items(), strict=False):
-    values, lows, highs = np.array([row[str(K)] for K in SPLITS]).T
-    cost.plot(SPLITS, values, "o-", color=color, label=name)
-    cost.fill_between(SPLITS, lows, highs, color=color, alpha=0.12)
-part = [K * splits.get("between", 0) for K in SPLITS]
-cost.plot(SPLITS, part, "k:", label="the part between problems")
-cost.set(xlabel="K, answers to each problem", ylim=(0, None))
-cost.set_title("answers until signal = noise, at the base")
-lost.plot(SPLITS, list(dead.values()), "o-", label="base, from lesson 02")
-ends = {K: np.mean(row["series"]["dead"][-5:]) for K, row in by_split.items()}
-lost.plot(list(ends), list(ends.values()), "s--", label="end of the short runs")
-lost.set(xlabel="K, answers to each problem", ylabel="share of groups", ylim=(0, 1))
-lost.set_title("dead groups")
-for axis in (cost, lost):
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(SPLITS, SPLITS)
-    axis.legend()
-trials_path = settings.figure_path.with_name(f"{settings.lesson}_dials.png")
+if SHIFTED in tried:
+    course.predict(
+        "Accuracy without a baseline, paid 0 or −1:",
+        my_guess,
+        tried[SHIFTED]["accuracy"][0],
+        key="tried > no baseline, paid 0 or -1",
+    )
+exam.compare_trials(tried, "no baseline", SHIFTED, "No baseline: 1 and 0, or 0 and −1")
+exam.compare_trials(tried, RLOO, "no baseline", "Leave-one-out, or no baseline")
+
+# %% [markdown]
+# ## Break it: a slip of one row
+#
+# Let every answer get the advantage of its neighbour in the group. No shape changes, no
+# error is raised, and the loss looks as before. First in the world of four answers,
+# then in training.
+
+# %%
+print(f"slip of one row: {share_left(slip_of_one_row):+.3f} of the true gradient")
+exam.compare_trials(tried, RLOO, "broken: slip of one row", "Right rows, or a slip")
+
+# %% tags=["trials"]
+exam.print_trials(tried)
+figure, (accuracy, cost) = plotting.new_figure(2, "Settings tried, 4,096 answers each")
+plotting.draw_trials(accuracy, tried, default=RLOO)
+plotting.draw_trial_prices(cost, tried)
+trials_path = settings.figure_path.with_name(f"{settings.lesson}_trials.png")
 plotting.save_figure(figure, trials_path)
 
-# %% [markdown]
-# ## What we saw
-
-# %%
-clipped = np.mean(np.array(series["grad_norm"]) > config.max_grad_norm)
-print(f"""
-- Sampled accuracy: {was:.2f} to {now:.2f}; greedy: {run["greedy"][0][0]:.2f} to
-  {run["greedy"][1][0]:.2f}.
-- Dead groups: {series["dead"][0]:.0%} of the first batch, {series["dead"][-1]:.0%} of
-  the last. They were paid for and taught nothing.
-- In {clipped:.0%} of the updates the gradient was longer than {config.max_grad_norm:g}
-  and clipped to that: there, a constant factor such as (K − 1)/K changes nothing.""")
-if noise:
-    none, _, ours = noise.values()
-    quiet = min(SPLITS, key=lambda K: ours[str(K)][0])
-    none, ours = none["8"][0], ours["8"][0]
-    print(f"""- The quietest K for leave-one-out, at the base, is {quiet}. At 32 x 8 the
-  signal takes {ours:.0f} answers, without a baseline {none:.0f}: here leaving one out
-  {"adds" if ours > none else "takes away"} noise.""")
-ends = [bootstrap(e.sampled.correct.mean(1)) for e in (before, after)]
-measure = "sampled accuracy on test problems, 95 % over problems"
-course.finish(settings, run, *ends, measure)
+# %% tags=["record"]
+dead = series["dead"]
+run["dead_first"], run["dead_last"] = dead[0], float(np.mean(dead[-5:]))
+run["tried"] = {name: trial["accuracy"] for name, trial in tried.items()}
 
 # %% [markdown]
-# Exercises. (1) Skip dead groups and draw problems until 32 live ones are found: is it
-# still the gradient of E[r]? (Yes, divided by the share of live groups: dead ones added
-# 0. But redraw the *same* problem until it is live, and each gradient is divided by
-# that problem's own chance to be live: another objective.) (2) K = 2, rewards 0.3 and
-# 0: show that the gradient at the reference is DPO's with beta = 0.3.
-# (tests/test_identities.py does.) Next: GRPO divides by the group's spread.
+# ## What we found
+#
+# * RLOO closes 0.81 [0.79, 0.84] of the gap: the mean of three seeds, with Student's
+#   interval over them. It costs 1.72 nats, and the second skill falls from 0.76 to
+#   0.66.
+# * At the base, the estimate without a baseline takes 66 answers until the signal is as
+#   large as the noise if right and wrong earn 1 and 0, and 305 if they earn 0 and −1.
+#   Leave-one-out takes 97 either way.
+# * It shows in training. After 4,096 answers, no baseline reaches 0.635 with rewards of
+#   1 and 0, and 0.551 with 0 and −1. Leave-one-out reaches 0.613. The intervals part
+#   the first two, and do not part the first from the last.
+# * So leave-one-out is not the quietest here, but it does not depend on where the zero
+#   of the reward lies, and nobody knows beforehand where it should. Any mean of rewards
+#   has this advantage, the batch mean of lesson 11 too (0.602 there). That a mean of
+#   its own for each problem is better than one for all, this task does not show.
+# * The slip of one row leaves −1/(K − 1) of the gradient: −0.5 in groups of three, and
+#   −1/7 in the groups of eight that we train with. What is left points the wrong way.
+#   The policy ends at 0.146; noise alone had led to 0.259 in lesson 11.
+# * In the first batch 0.16 of the groups are dead, and in the last five 0.64. The
+#   better the policy, the more of what is drawn teaches nothing.
+
+# %% tags=["record"]
+course.check(
+    "13_rloo",
+    {
+        "gap_closed": "0.81",
+        "kl": "1.72",
+        "second_skill before": "0.76",
+        "second_skill after": "0.66",
+        "needed > no baseline, seed 0": "66",
+        "needed > no baseline, paid 0 or -1, seed 0": "305",
+        "needed > leave-one-out, seed 0": "97",
+        "dead_first, seed 0": "0.16",
+        "dead_last, seed 0": "0.64",
+    },
+)
+course.check(
+    "13_rloo_trials",
+    {
+        "accuracy, seed no baseline": "0.635",
+        "accuracy, seed no baseline, paid 0 or -1": "0.551",
+        "accuracy, seed lr 8e-4": "0.613",
+        "accuracy, seed broken: slip of one row": "0.146",
+    },
+)
+
+# %% tags=["record"]
+exam.finish(settings, run, before, after)
+
+# %% [markdown]
+# ## Readers' questions
+
+# %% [markdown] tags=["folded"]
+# **Should dead groups be thrown away and drawn again?** Skipping them changes nothing
+# but the scale: they add 0. Drawing the *same* problem again until its group lives is
+# another matter. Hard and easy problems then count as much as others, although their
+# groups are mostly dead: each problem's gradient is divided by the chance that its
+# group lives. That is the gradient of another objective than accuracy.
+#
+# **How many answers to a problem?** More make a better baseline and fewer problems. Of
+# 256 answers, 64 x 4 and 32 x 8 came out alike here, and 16 x 16 below them (settings
+# tried).
+
+# %% [markdown]
+# ## Exercises
+#
+# **Exercise 1 (derive).** Show that adding a constant to all rewards leaves A_i as it
+# is.
+#
+# **Exercise 2 (derive).** With K = 2, and rewards 0.3 and 0, write down the two
+# advantages. Lesson 30 will meet them again.
+#
+# **Exercise 3 (break).** Subtract the *best* reward of the group instead of the mean of
+# the others. Which problems lose most of their gradient?
+
+# %% [markdown] tags=["answers"]
+# **Answer 1.** r_i and the mean of the others grow by the same number.
+#
+# **Answer 2.** +0.3 and −0.3.
+#
+# **Answer 3.** The hard ones. A right answer then has advantage 0, and a wrong one is
+# pushed down only if another one in its group is right. What is left of the gradient is
+# 1 − (1 − p)^(K − 1), the chance that one of the K − 1 others is right: nearly nothing
+# if p is small.

@@ -5,6 +5,7 @@
     python -m lessons all                 every lesson
     python -m lessons ask "Mia has ..."   the base and a trained policy answer
     python -m lessons results             all results, figures/README.md
+    python -m lessons contents            table of contents, cheatsheet
     python -m lessons page reinforce      make its page, from what is stored
     python -m lessons page all --run      run the lessons for their pages, cell by cell
 
@@ -17,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lessons import pages, results
+from lessons import contents, pages, results
 from minialign import course, plotting
 from minialign.sampling import generate
 
@@ -45,6 +46,10 @@ def main() -> None:
     if options.what == ["results"]:
         print(results.write().relative_to(HERE.parent))
         print(results.summary())
+        return
+    if options.what == ["contents"]:
+        for path in contents.write():
+            print(path.relative_to(HERE.parent))
         return
     if options.what[:1] == ["page"]:
         make_pages(options.what[1:], lessons, options)

@@ -9,11 +9,14 @@ needs no run, and a cell that was changed since says so on the page.
     render(lesson, local)      the page, from the script and what is stored
     complaints(lesson)         in what a committed page differs from what it is made of
 
-In a script, `# %% tags=["setup"]` and `["plot"]` fold a cell of code, and a last cell
-with `["answers"]` holds `**Answer 1.** ...`, which go folded below `**Exercise 1`. A
-paragraph that begins with `**Figure 1.**` is the caption of the figure before it.
+In a script, `# %% tags=["setup"]`, `["plot"]` and `["record"]` fold a cell of code,
+`["trials"]` folds a cell of code with what it printed, and `["folded"]` prose: each
+paragraph in it that begins in bold heads a fold. A last cell with `["answers"]` holds
+`**Answer 1.** ...`, which go folded below `**Exercise 1`. A paragraph that begins with
+`**Figure 1.**` is the caption of the figure before it.
 """
 
+import ast
 import contextlib
 import hashlib
 import io
@@ -24,12 +27,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minialign import course, plotting
+from minialign import plotting
 
 HERE = Path(__file__).resolve().parent
 MARKER = re.compile(r"# %%( \[markdown\])?(?: tags=(\[.*\]))?\s*")
+HEAD = re.compile(r"\*\*(.+?)\*\*", re.DOTALL)  # of a fold
 CAPTION = re.compile(r"\*\*Figure \d+\.\*\* (.+?)(?:\n\n|$)", re.DOTALL)
-SUMMARIES = {"setup": "Set-up", "plot": "How the figure is drawn"}
+STRIP = "The method's learning curve, and its accuracy against KL to the base"
+SUMMARIES = {
+    "setup": "Set-up",
+    "plot": "How the figure is drawn",
+    "record": "For the record",
+    "trials": "Settings tried",
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,15 @@ class Cell:
     @property
     def digest(self) -> str:
         return hashlib.sha256(self.source.encode()).hexdigest()[:16]
+
+    @property
+    def is_check(self) -> bool:
+        """Whether it only compares numbers of the prose with a record. Such a cell
+        prints nothing and belongs to the prose: it may change without a run."""
+        if self.is_prose or not self.source.startswith("course.check("):
+            return False
+        statements = ast.parse(self.source).body
+        return all(ast.unparse(each).startswith("course.check(") for each in statements)
 
 
 # --- the script ---------------------------------------------------------------------
@@ -139,30 +158,17 @@ def run(lesson: str, arguments: Sequence[str]) -> Path:
             exec(code, names)  # noqa: S102 (it is our own script)
         output = kept.getvalue().rstrip()
         _refuse_places(lesson, cell, output)
+        if cell.is_check:
+            continue
         drawn = plotting.SAVED[before:]
         figures = {saved.name: plotting.digest_of(saved) for saved in drawn}
         outputs.append({"code": cell.digest, "output": output, "figures": figures})
     local = not names["settings"].record
     file = stored(lesson, local)
-    held = {"arguments": list(arguments), "cells": outputs, "strip": {}}
-    if not local:
-        held["strip"] = _draw_strip(lesson)
+    held = {"arguments": list(arguments), "cells": outputs}
     text = json.dumps(held, indent=1)
     file.write_text(text + "\n", encoding="utf-8")
     return file
-
-
-def _draw_strip(lesson: str) -> dict[str, str | None]:
-    """The standard strip of a method, from the record of all its seeds; of a lesson
-    without a learning curve there is none. Gives {file name: digest}."""
-    runs = list(plotting.load_record(lesson).values())
-    if not runs or not all("curve" in run and "kl" in run for run in runs):
-        return {}
-    label = lesson.partition("_")[2].replace("_", " ")
-    base = course.base_facts()
-    figure = plotting.strip(runs, course.base_success(), base, label)
-    path = plotting.save_figure(figure, plotting.FIGURES / f"{lesson}_strip.png")
-    return {path.name: plotting.digest_of(path)}
 
 
 def _refuse_places(lesson: str, cell: Cell, output: str) -> None:
@@ -190,22 +196,38 @@ def render(lesson: str, local: bool = False) -> str:
     places = [] if held is None else held["cells"]
     answers = _answers(cells)
     blocks = [_heading_note(lesson, held, local)]
+    setup: list[str] = []  # code of the cells of set-up just before
     position = 0
     for cell in cells:
         if "answers" in cell.tags:
             continue
         if cell.is_prose:
-            blocks.append(_with_answers(cell.source, answers))
+            setup = []
+            folded = "folded" in cell.tags
+            prose = _folds(cell.source) if folded else cell.source
+            blocks.append(_with_answers(prose, answers))
             continue
-        blocks.append(_code(cell))
+        # Cells of set-up that follow each other and print nothing share one fold.
+        is_setup = "setup" in cell.tags
+        if is_setup and setup:
+            blocks.pop()
+        setup = [*setup, cell.source] if is_setup else []
+        code = "\n\n".join(setup) if is_setup else cell.source
+        parts = [f"```python\n{code}\n```"]
+        if cell.is_check:
+            blocks += _tucked(cell, parts)
+            continue
         output = known.get(cell.digest)
         if output is None and position < len(places):
-            blocks.append("> **Stale:** this is of an earlier version of the cell.")
+            parts.append("> **Stale:** this is of an earlier version of the cell.")
             output = places[position]
         if output is not None:
-            blocks += _shown(output, _caption(cells, cell), local)
+            parts += _shown(output, _caption(cells, cell), local)
+        if len(parts) > 1:
+            setup = []
+        blocks += _tucked(cell, parts)
         position += 1
-    blocks += _strip(held) + [_next(lesson, local)]
+    blocks.append(_next(lesson, local))
     # The note stands below the title, which is the first line of the first cell.
     title, _, rest = blocks[1].partition("\n")
     blocks[:2] = [title, blocks[0], rest.strip("\n")]
@@ -220,12 +242,34 @@ def _heading_note(lesson: str, held: dict | None, local: bool) -> str:
     return note + f", run with `{' '.join(held['arguments'])}`.*"
 
 
-def _code(cell: Cell) -> str:
-    fenced = f"```python\n{cell.source}\n```"
+def _tucked(cell: Cell, parts: list[str]) -> list[str]:
+    """Code and what came of it, with what the cell's tag folds put away."""
+    code, *shown = parts
     for tag, summary in SUMMARIES.items():
         if tag in cell.tags:
-            return _folded(summary, fenced)
-    return fenced
+            if tag == "trials":
+                return [_folded(summary, "\n\n".join(parts))]
+            return [_folded(summary, code), *shown]
+    return parts
+
+
+def _folds(prose: str) -> str:
+    """Prose in which each paragraph that begins in bold heads a fold of its own."""
+    blocks: list[list[str]] = []
+    for paragraph in prose.split("\n\n"):
+        if HEAD.match(paragraph) or not blocks:
+            blocks.append([])
+        blocks[-1].append(paragraph)
+    found = []
+    for block in blocks:
+        head = HEAD.match(block[0])
+        if head is None:
+            found.append("\n\n".join(block))
+            continue
+        summary = " ".join(head[1].split())
+        block[0] = block[0][head.end() :].lstrip()
+        found.append(_folded(summary, "\n\n".join(filter(None, block))))
+    return "\n\n".join(found)
 
 
 def _folded(summary: str, text: str) -> str:
@@ -239,17 +283,9 @@ def _shown(output: dict, caption: str, local: bool) -> list[str]:
         blocks.append(f"```text\n{output['output']}\n```")
     folder = "" if local else "../figures/"
     for name in output["figures"]:
-        blocks.append(f"![{caption}]({folder}{name})")
+        alt = STRIP if name.endswith("_strip.png") else caption
+        blocks.append(f"![{alt}]({folder}{name})")
     return blocks
-
-
-def _strip(held: dict | None) -> list[str]:
-    """The learning curve and the price, as every method has them."""
-    names = [] if held is None else held.get("strip", {})
-    said = (
-        "Learning curve over the committed seeds, and accuracy against KL to the base"
-    )
-    return [f"![{said}](../figures/{name})" for name in names]
 
 
 def _next(lesson: str, local: bool) -> str:
@@ -309,13 +345,14 @@ def complaints(lesson: str) -> list[str]:
         return [*found, f"{lesson}: no outputs are stored"]
     held = json.loads(file.read_text(encoding="utf-8"))
     outputs = held["cells"]
-    codes = [cell for cell in read_cells(HERE / f"{lesson}.py") if not cell.is_prose]
+    cells = read_cells(HERE / f"{lesson}.py")
+    codes = [cell for cell in cells if not cell.is_prose and not cell.is_check]
     digests = [cell.digest for cell in codes]
     if [each["code"] for each in outputs] != digests:
         ran = {each["code"] for each in outputs}
         stale = [cell.line for cell in codes if cell.digest not in ran]
         found.append(f"{lesson}: cells were changed since they ran, at lines {stale}")
-    figures = dict(held["strip"])
+    figures = {}
     for output in outputs:
         figures |= output["figures"]
     for name, digest in figures.items():

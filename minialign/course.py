@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,6 +24,7 @@ from typing import Any, NoReturn, TextIO, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from minialign import checkpoint, plotting
 from minialign.evaluation import (
@@ -62,6 +63,13 @@ class Settings:
         digest = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()
         generator = torch.Generator(self.device)
         return generator.manual_seed(int.from_bytes(digest[:6], "big"))
+
+    @property
+    def measures_once(self) -> bool:
+        """Whether this run measures what takes long and is measured once, not for every
+        seed: seed 0 at `full` does, and `smoke`, which tries everything. All others
+        read it from the record."""
+        return self.preset == "smoke" or (self.preset, self.seed) == ("full", 0)
 
     @property
     def figure_path(self) -> Path:
@@ -189,19 +197,19 @@ def stream(seed: int, count: int) -> list[Problem]:
 
 
 def base_facts() -> dict:
-    """What lesson 02 measured of the committed base: among it the two lines that every
+    """What lesson 03 measured of the committed base: among it the two lines that every
     accuracy figure carries, `forced_worked` and `best_temperature`."""
     try:
-        runs = plotting.load_record("02_verifier")
+        runs = plotting.load_record("03_ruler")
     except ValueError as error:
         fail(error)
     if "0" not in runs:
-        fail("figures/02_verifier.json is missing: restore it, or run 02 at full")
+        fail("figures/03_ruler.json is missing: restore it, or run 03 at full")
     return runs["0"]
 
 
 def base_success() -> np.ndarray:
-    """The base's success rate on each of 500 test problems, smoothed (lesson 02).
+    """The base's success rate on each of 500 test problems, smoothed (lesson 03).
 
     (c + 1/2) / (n + 1) of n samples: a rate of exactly 0 or 1 would claim that no
     policy could ever do better or worse there.
@@ -246,24 +254,26 @@ def by_hand(tokenizer: Tokenizer) -> tuple[Tensor, Tensor, Tensor]:
     return tokens, mask, torch.tensor(right)
 
 
-def hand_table(lesson: str, rows: Mapping[str, Sequence[float]]) -> dict:
-    """Print the weight each method so far puts on each completion's ∇ log π.
+def hand_table(
+    lesson: str, rows: Mapping[str, Sequence[float]], beside: str | None = None
+) -> dict[str, list[float]]:
+    """Print the weight that a method puts on each completion's ∇ log π.
 
-    Earlier lessons' rows come from their records. Returns the rows for this record.
+    Each row is scaled to a largest weight of 1: what a method prefers is in the
+    proportions. Above the lesson's own rows stand those of the lesson `beside` it, from
+    its record. Returns the rows for this record, as they are.
     """
     own = {name: list(map(float, weights)) for name, weights in rows.items()}
-    known = {}
-    for path in sorted(plotting.FIGURES.glob("[0-9]*.json")):
-        is_record = "." not in path.stem  # and not the outputs of a page's cells
-        if is_record and path.stem < lesson:
-            runs = list(plotting.load_record(path.stem).values())
-            if runs:
-                known |= runs[0].get("hand", {})
+    known: dict[str, list[float]] = {}
+    if beside is not None:
+        runs = list(plotting.load_record(beside).values())
+        known = runs[0].get("hand", {}) if runs else {}
     head = "".join(f"{name:>16}" for name in HAND_ANSWERS)
-    print(f"\n{'number that multiplies ∇ log π of':<34}{head}")
+    print(f"\n{'weight of ∇ log π, largest 1':<34}{head}")
     for name, weights in (known | own).items():
         mark = ">" if name in own else " "
-        numbers = "".join(f"{weight:>+16.3f}" for weight in weights)
+        largest = max(abs(weight) for weight in weights) or 1.0
+        numbers = "".join(f"{weight / largest:>+16.2f}" for weight in weights)
         print(f"{mark} {name:<32}{numbers}")
     return own
 
@@ -291,13 +301,17 @@ def check(
     and says on standard error what does not. `own`: the reader's own run, whose numbers
     may differ from the text without either being wrong.
 
-    Returns what does not agree with the record, a line each: the tests ask for none.
-    A key that the record does not have is refused, as by `number`.
+    Returns what does not agree with the record, a line each, a key that the record does
+    not have among it: the tests ask for none.
     """
     runs = plotting.load_record(record)
     wrong = []
     for key, text in numbers.items():
-        value = number(runs, key)
+        try:
+            value = number(runs, key)
+        except ValueError as error:
+            wrong.append(f"{record}: {error}")
+            continue
         if not _rounds_to(value, text):
             wrong.append(
                 f"{record}: the text says {key} {text}, the record {value:.6g}"
@@ -305,11 +319,24 @@ def check(
     for line in wrong:
         say(line)
     if own is not None:
-        for key, text in numbers.items():
-            value = number({"": own}, key.partition(", seed ")[0])
-            if not _rounds_to(value, text):
-                say(f"your run: {key} is {value:.4g}, in the text {text}")
+        for line in _unlike(own, numbers):
+            say(f"your run: {line}")
     return wrong
+
+
+def _unlike(own: Mapping, numbers: Mapping[str, float | str]) -> list[str]:
+    """In what a reader's own run differs from the text."""
+    found = []
+    for key, text in numbers.items():
+        name = key.partition(", seed ")[0]
+        try:
+            value = number({"": own}, name)
+        except ValueError:
+            found.append(f"it has no {name}")
+            continue
+        if not _rounds_to(value, text):
+            found.append(f"{key} is {value:.4g}, in the text {text}")
+    return found
 
 
 def number(runs: Mapping[str, Mapping], key: str) -> float:
@@ -404,10 +431,66 @@ def resume(path: Path, config: dict) -> dict:
     return saved
 
 
+def follow(
+    training: Iterable[Mapping[str, float]], total: int
+) -> dict[str, list[float]]:
+    """Run a training to its end: {metric: its values, one an update}, and "seconds"."""
+    series: dict[str, list[float]] = {}
+    start = time.perf_counter()
+    for metrics in tqdm(training, total=total, disable=None):
+        keep_series(series, {**metrics, "seconds": time.perf_counter() - start})
+    return series
+
+
+def follow_long(
+    training: Iterable[Mapping[str, float]],
+    total: int,
+    log: dict[str, dict],
+    path: Path | None,
+    evaluate: Callable[[int], Mapping[str, float]],
+    every: int = 250,
+) -> None:
+    """As `follow`, for a long run: Ctrl-C may end it, and a later call goes on with it.
+
+    `log` holds "series" and "evaluations", to which this appends, and whatever else the
+    run needs to go on, such as its state. It is saved in `path`, with what `resume`
+    compares in it, after every evaluation and when the run is interrupted. `path` None:
+    neither is done, as in a run of seconds.
+    """
+    series = log.setdefault("series", {})
+    evaluations = log.setdefault("evaluations", {})
+    done = len(series.get("seconds", []))
+    start = time.perf_counter()
+    with interruptible() as stop:
+        for metrics in tqdm(training, initial=done, total=total, disable=None):
+            done += 1
+            seconds = time.perf_counter() - start
+            keep_series(series, {**metrics, "seconds": seconds})
+            due = done % every == 0
+            if path is not None and due:
+                spent = sum(series["seconds"])
+                point = {"update": done, "seconds": spent, **evaluate(done)}
+                keep_series(evaluations, point)
+            if path is not None and (due or stop):
+                checkpoint.save(path, log)
+            if stop:
+                stopped(f"update {done}", path)
+            if done >= total:
+                break
+            start = time.perf_counter()
+
+
 def keep_series(series: dict[str, list[float]], metrics: Mapping[str, float]) -> None:
     """Append one dict of metrics to the series of the record."""
     for name, value in metrics.items():
         series.setdefault(name, []).append(value)
+
+
+def save_policy(settings: Settings, policy: GPT, tokenizer: Tokenizer) -> None:
+    """Keep what a lesson trained, for `python -m lessons ask`; `smoke` trains nothing
+    worth asking."""
+    if settings.preset != "smoke":
+        checkpoint.save_model(settings.policy_path, policy, tokenizer)
 
 
 # --- how every lesson ends ----------------------------------------------------------

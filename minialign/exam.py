@@ -5,6 +5,7 @@ reports the way between them. Trials say how much of it is due to the method's s
 
     exam, show_answers                          a policy answers the test problems
     distance, report                            what its training brought, and the price
+    finish                                      the end of such a lesson
     run_trials, print_trials, compare_trials    the same algorithm under other settings
     choose                                      which of them a headline run takes
 """
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from minialign import plotting
+from minialign import course, plotting
 from minialign.course import (
     Settings,
     as_estimate,
@@ -111,7 +112,7 @@ def report(
 
     `curve` is (completions generated, sampled accuracy) over training. The *gap* leads
     from the base to the base forced to work. `area` is the mean height of the curve.
-    The *frontier* is the most accuracy that the measured KL can buy (lesson 03).
+    The *frontier* is the most accuracy that the measured KL can buy (lesson 04).
     """
     test = before.sampled.problems
     working = sample_answers(
@@ -149,6 +150,25 @@ def report(
         "area": area,
         "right_of_samples": after.sampled.correct.sum(1).tolist(),
     }
+
+
+def finish(settings: Settings, run: dict, before: Exam, after: Exam) -> None:
+    """Draw the standard strip, and save the run with the sampled accuracy of both
+    exams as its two numbers."""
+    figure = plotting.strip(
+        course.runs_on_record(settings, run),
+        run,
+        not settings.record,
+        base_success(),
+        course.base_facts(),
+        settings.lesson.partition("_")[2].replace("_", " "),
+    )
+    name = f"{settings.lesson}_strip.png"
+    plotting.save_figure(figure, settings.figure_path.with_name(name))
+    first = bootstrap(before.sampled.correct.mean(1))
+    last = bootstrap(after.sampled.correct.mean(1))
+    measure = "sampled accuracy on test problems, 95 % over problems"
+    course.finish(settings, run, first, last, measure)
 
 
 def _per_problem(taken: Exam) -> dict[str, np.ndarray]:
@@ -201,7 +221,7 @@ def run_trials(
     record is not run again. `smoke` runs one for each set of options and saves none.
     Else: the record.
     """
-    name = f"{settings.lesson}_dials"
+    name = f"{settings.lesson}_trials"
     record = plotting.load_record(name)
     records = settings.record and settings.seed == 0
     if settings.preset != "smoke" and not records:

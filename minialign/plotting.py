@@ -11,7 +11,8 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -139,8 +140,15 @@ def new_figure(
     plt.close(figure)  # shown when it is finished, not at the end of a cell
     for one in axes.flat:
         one.locator_params(axis="x", nbins=6)
-    figure.suptitle(message, fontsize=13, fontweight="bold", x=0.01, ha="left")
+    headline(figure, message)
     return figure, list(axes.flat)
+
+
+def headline(figure: Figure, message: str) -> None:
+    """What the figure says, above it, in lines that it is wide enough for."""
+    letters = int(figure.get_figwidth() / 0.118)  # of 13 points, bold
+    message = textwrap.fill(message, letters)
+    figure.suptitle(message, fontsize=13, fontweight="bold", x=0.01, ha="left")
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
@@ -289,16 +297,25 @@ def draw_price(
     axes.set_title("what its accuracy costs")
 
 
-def strip(runs: Sequence[dict], success: np.ndarray, base: dict, label: str) -> Figure:
-    """The standard strip of a method, drawn from its record alone: its learning curve
-    over the committed seeds, and its price in KL under the frontier.
+def strip(
+    runs: Sequence[dict],
+    run: dict,
+    live: bool,
+    success: np.ndarray,
+    base: dict,
+    label: str,
+) -> Figure:
+    """The standard strip of a method: its learning curve over the committed seeds, and
+    its price in KL under the frontier. If it is `live`, the reader's own run lies over
+    the curves.
 
     Runs, success and base as in `draw_rise` and `draw_price`.
     """
-    seeds = "one seed" if len(runs) == 1 else f"{len(runs)} seeds"
+    count = max(len(runs), 1)
+    seeds = "one seed" if count == 1 else f"{count} seeds"
     figure, (rise, price) = new_figure(2, f"{label}: its curve and its price, {seeds}")
-    draw_rise(rise, runs, runs[0], False, base, label)
-    draw_price(price, runs, success, base)
+    draw_rise(rise, runs, run, live, base, label)
+    draw_price(price, runs or [run], success, base)
     return figure
 
 
@@ -406,13 +423,72 @@ def _draw_level(axes: Axes, height: float, style: str, text: str) -> None:
 def draw_styles(axes: Axes, run: dict, x: str, smooth: int = 5) -> None:
     """Shares of the styles, stacked; the run's series hold style_<name>."""
     series = run["series"]
-    names = [name for name in STYLE_COLORS if f"style_{name}" in series]
-    shares = [smoothed(series[f"style_{name}"], smooth) for name in names]
-    colors = [STYLE_COLORS[name] for name in names]
-    axes.stackplot(series[x], shares, labels=names, colors=colors)
-    axes.set(ylim=(0, 1), ylabel="share of answers")
-    axes.legend(loc="lower left", facecolor="white", frameon=True, framealpha=0.8)
+    bands = {}
+    for name, color in STYLE_COLORS.items():
+        if f"style_{name}" in series:
+            bands[name] = (series[f"style_{name}"], color)
+    draw_bands(axes, series[x], bands, smooth)
+    axes.set(ylabel="share of answers")
+
+
+def draw_bands(
+    axes: Axes,
+    x: Sequence[float],
+    bands: Mapping[str, tuple[Sequence[float], str]],
+    smooth: int = 5,
+) -> None:
+    """Shares that add up to 1, stacked from below: {name: (shares, color)}. Each band
+    carries its name."""
+    shares = [smoothed(values, smooth) for values, _ in bands.values()]
+    colors = [color for _, color in bands.values()]
+    axes.stackplot(x, shares, colors=colors)
+    axes.set(ylim=(0, 1))
+    axes.margins(x=0)
     axes.grid(False)
+    _name_bands(axes, np.asarray(x, dtype=float), list(bands), shares, colors)
+
+
+def _name_bands(
+    axes: Axes,
+    x: np.ndarray,
+    names: Sequence[str],
+    shares: Sequence[np.ndarray],
+    colors: Sequence[str],
+) -> None:
+    """The name of a band where it is thickest; of a thin one beside it, on the right.
+
+    A band that is nowhere a fiftieth has no name: there is nothing to see.
+    """
+    tops = np.cumsum(shares, axis=0)  # (bands, points)
+    near = len(x) // 8  # no name runs over the edges
+    beside = -np.inf  # height of the name below
+    for name, share, top, color in zip(names, shares, tops, colors, strict=True):
+        inner = share[near : len(x) - near] if len(x) > 2 * near else share
+        place = int(np.argmax(inner)) + (near if len(x) > 2 * near else 0)
+        if share[place] >= 0.1:
+            height = top[place] - share[place] / 2
+            axes.annotate(
+                name,
+                (x[place], height),
+                ha="center",
+                va="center",
+                fontweight="bold",
+            )
+        elif share.max() >= 0.02:
+            height = max(top[-1] - share[-1] / 2, beside + 0.07)
+            beside = height
+            axes.annotate(
+                name,
+                xy=(1.0, top[-1] - share[-1] / 2),
+                xytext=(1.03, height),
+                xycoords="axes fraction",
+                textcoords="axes fraction",
+                va="center",
+                fontsize=9,
+                color="#444",
+                arrowprops={"arrowstyle": "-", "color": color},
+                annotation_clip=False,
+            )
 
 
 def smoothed(values: Sequence[float], window: int) -> np.ndarray:

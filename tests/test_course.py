@@ -72,15 +72,18 @@ def test_the_stream_is_the_same_for_all_and_another_for_each_seed():
     assert course.stream(0, 5) != course.stream(1, 5)
 
 
-def test_the_table_grows_from_lesson_to_lesson(folders, capsys):
-    rows = {"first": [1, 1, 1, 1]}
-    plotting.save_run("01_a", {"hand": rows}, 0, local=False)
-    plotting.save_run("30_z", {"hand": {"later": [9, 9, 9, 9]}}, 0, local=False)
-    assert course.hand_table("11_b", {"second": [0.5, 0.5, -0.5, -0.5]}) == {
-        "second": [0.5, 0.5, -0.5, -0.5]
-    }
-    out = capsys.readouterr().out
-    assert out.index("first") < out.index("> second") and "later" not in out
+def test_the_hand_table_shows_its_own_rows_below_those_of_one_relative(folders, capsys):
+    plotting.save_run("01_a", {"hand": {"first": [0.5, 0.25, 0, 0]}}, 0, local=False)
+    plotting.save_run("10_b", {"hand": {"another": [9, 9, 9, 9]}}, 0, local=False)
+    rows = {"second": torch.tensor([4.0, 0.0, 0.0, -2.0]), "nothing": [0, 0, 0, 0]}
+    own = course.hand_table("11_c", rows, beside="01_a")
+    assert own == {"second": [4.0, 0.0, 0.0, -2.0], "nothing": [0.0] * 4}
+    first, second, nothing = capsys.readouterr().out.splitlines()[-3:]
+    assert first.split() == ["first", "+1.00", "+0.50", "+0.00", "+0.00"]
+    assert second.split() == [">", "second", "+1.00", "+0.00", "+0.00", "-0.50"]
+    assert nothing.split() == [">", "nothing", *["+0.00"] * 4]
+    course.hand_table("11_c", rows)
+    assert "first" not in capsys.readouterr().out
 
 
 def test_a_record_keeps_one_run_a_seed(folders):
@@ -130,6 +133,25 @@ def test_ctrl_c_asks_once_and_then_stops():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_follow_keeps_every_metric_of_every_update():
+    training = ({"update": i, "loss": i / 2} for i in range(3))
+    series = course.follow(training, 3)
+    seconds = series.pop("seconds")
+    assert series == {"update": [0, 1, 2], "loss": [0.0, 0.5, 1.0]}
+    assert seconds == sorted(seconds) and seconds[0] >= 0
+    assert course.follow([], 0) == {}
+
+
+@pytest.mark.parametrize(
+    "preset, seed, once",
+    [("full", 0, True), ("full", 1, False), ("quick", 0, False), ("smoke", 1, True)],
+)
+def test_what_is_measured_once_is_measured_by_seed_0_at_full(preset, seed, once):
+    device = torch.device("cpu")
+    settings = course.Settings("11_b", preset, device, seed, started=0.0)
+    assert settings.measures_once is once
+
+
 def test_every_lesson_has_a_title_and_a_question():
     found = course.titles(course.DATA.parent / "lessons")
     assert list(found) == sorted(found) and "00_tour" in found
@@ -160,6 +182,23 @@ def test_figures_stand_without_any_record():
     assert high > low
     assert [t.get_text() for t in axes[2].get_yticklabels()] == ["a"]
     figure.canvas.draw()
+
+
+def test_every_band_carries_its_name_and_a_thin_one_beside_it():
+    _, (axes,) = plotting.new_figure(1, "bands")
+    x = range(1, 21)
+    bands = {
+        "thick": ([0.7] * 20, "#111111"),
+        "thin": ([0.05] * 20, "#222222"),
+        "other": ([0.25] * 20, "#333333"),
+        "nothing": ([0.0] * 20, "#444444"),
+    }
+    plotting.draw_bands(axes, x, bands)
+    names = {text.get_text(): text for text in axes.texts}
+    assert list(names) == ["thick", "thin", "other"]
+    assert names["thick"].xy[1] == pytest.approx(0.35)
+    assert names["other"].xy[1] == pytest.approx(0.875)
+    assert names["thin"].xy == (1.0, pytest.approx(0.725))  # at the right edge
 
 
 def test_a_figure_of_settings_marks_the_default_and_the_base():
@@ -250,6 +289,14 @@ def test_a_number_that_does_not_agree_is_said(on_record, capsys, key, text):
     assert capsys.readouterr().err.strip() == said
 
 
+def test_a_key_that_the_record_lacks_does_not_agree(on_record, capsys):
+    (said,) = course.check("11_b", {"kll": 1.1}, RUNS["0"])
+    assert said == "11_b: kll: there is no 'kll' in the record"
+    err = capsys.readouterr().err
+    assert said in err and "your run: it has no kll" in err
+    assert len(course.check("12_none", {"kl": 1.1})) == 1
+
+
 def test_a_readers_own_run_may_differ(on_record, capsys):
     own = {"kl": [1.4, 1.3, 1.5]}
     assert course.check("11_b", {"kl": 1.1}, own) == []
@@ -310,16 +357,3 @@ def test_a_spoiler_would_be_found(tmp_path):
         'course.check("11_b", {"kl": 1})\ncourse.predict("", 1, 2, key="kl")\n'
     )
     assert spoilers([early, late]) == ["11_b: kl"]
-
-
-def test_the_hand_table_holds_earlier_records_and_no_outputs_of_pages(folders, capsys):
-    folders.mkdir()
-    record = {"0": {"hand": {"known before": [0.5, 0.5, -0.5, -0.5]}}}
-    (folders / "10_a.json").write_text(json.dumps(record))
-    (folders / "10_a.cells.json").write_text(json.dumps({"arguments": [], "cells": []}))
-    later = {"0": {"hand": {"known after": [1.0, 1.0, 1.0, 1.0]}}}
-    (folders / "12_c.json").write_text(json.dumps(later))
-    own = course.hand_table("11_b", {"mine": torch.tensor([1.0, 0.0, 0.0, -1.0])})
-    assert own == {"mine": [1.0, 0.0, 0.0, -1.0]}
-    table = capsys.readouterr().out
-    assert "known before" in table and "> mine" in table and "after" not in table

@@ -1,8 +1,12 @@
 """What every method is compared by: the exam, the report, and trials of settings."""
 
+import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from minialign import course, exam, plotting
 
@@ -155,3 +159,26 @@ def test_the_record_says_which_trials_the_settings_were_chosen_from(tried):
     assert [found[name]["tuning"] for name in "ab"] == [False, True]
     asked, found = tried(trials, tuning=["a"])  # another look at what is on record
     assert not asked and [found[name]["tuning"] for name in "ab"] == [True, False]
+
+
+def test_a_lesson_ends_with_its_strip(folders, monkeypatch):
+    """Curve and price of the committed seeds, and the reader's own run over them."""
+    base = {"forced_worked": [0.95], "best_temperature": {"accuracy": [0.5]}}
+    monkeypatch.setattr(course, "base_facts", lambda: base)
+    monkeypatch.setattr(exam, "base_success", lambda: np.linspace(0.1, 0.9, 9))
+    run = {"curve": [[256, 512], [0.5, 0.6]], "kl": [0.4, 0.3, 0.5]}
+    run["accuracy_at_kl"] = 0.6
+    for seed in (0, 1):
+        plotting.save_run("11_b", run, seed, local=False)
+    taken = SimpleNamespace(sampled=SimpleNamespace(correct=np.eye(4)))
+    digests = []
+    for record in (False, True):
+        settings = course.Settings(
+            "11_b", "full", torch.device("cpu"), 0, time.perf_counter(), record
+        )
+        own = run | {"curve": [[256, 512], [0.5, 0.7]]}
+        exam.finish(settings, own, taken, taken)
+        digests.append(plotting.digest_of(settings.folder / "11_b_strip.png"))
+    assert digests[0] != digests[1]  # the live run lies over the others
+    held = plotting.load_record("11_b")["0"]
+    assert held["curve"][1] == [0.5, 0.7] and held["before"][0] == 0.25

@@ -695,5 +695,5 @@ def test_a_lesson_runs_on_it(clone, lesson):
         timeout=120,
     )
     assert out.returncode == 0, out.stderr[-2000:]
-    assert f"{lesson}: preset smoke, device cuda" in out.stdout
+    assert f"{lesson}: preset smoke, device cuda" in out.stderr
     assert (clone / "figures" / "local" / f"{lesson}.json").exists()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lessons import pages
-from minialign import plotting
+from minialign import course, plotting
 
 SCRIPT = """\
 # %% [markdown]
@@ -128,6 +128,55 @@ def test_a_page_holds_prose_code_output_and_figure_in_their_order(script, capsys
     assert "**Answer" not in text and "Stale" not in text
 
 
+def test_prose_and_trials_are_folded_where_their_cell_says_so(script):
+    change(script, "# %%\nprint", '# %% tags=["trials"]\nprint')
+    folded = """# %% [markdown] tags=["folded"]
+# Before any fold.
+#
+# **Why not
+# twice?** Because.
+#
+# It is enough.
+#
+# **And this?** No.
+
+# %% [markdown]
+# **Exercise 1"""
+    change(script, "# **Exercise 1", folded)
+    pages.run("97_test", ["--record"])
+    text = pages.render("97_test")
+    trials = '```python\nprint("three is", 1 + 2)\n```\n\n```text\nthree is 3\n```'
+    assert f"<summary>Settings tried</summary>\n\n{trials}\n\n</details>" in text
+    first = (
+        "<summary>Why not twice?</summary>\n\nBecause.\n\nIt is enough.\n\n</details>"
+    )
+    second = "<summary>And this?</summary>\n\nNo.\n\n</details>"
+    assert "Before any fold.\n\n<details>\n" + first in text
+    assert f"<details>\n{second}\n\n**Exercise 1" in text
+
+
+def test_cells_of_set_up_share_a_fold_until_one_prints(script):
+    more = """# %% tags=["setup"]
+one = 1
+
+# %% tags=["setup"]
+print("two")
+
+# %% tags=["setup"]
+three = 3
+
+# %%
+print("three is"""
+    change(script, '# %%\nprint("three is', more)
+    pages.run("97_test", ["--record"])
+    text = write_page()
+    assert text.count("<summary>Set-up</summary>") == 2
+    first, _, rest = text.partition('one = 1\n\nprint("two")\n```')
+    assert "from types import" in first and "```text\ntwo\n```" in rest
+    assert "<summary>Set-up</summary>\n\n```python\nthree = 3\n```" in rest
+    assert pages.complaints("97_test") == []  # every cell has an output of its own
+
+
 def test_a_reader_s_own_page_lies_beside_his_figures(script):
     change(script, 'plotting.FIGURES / "97', 'plotting.LOCAL / "97')
     pages.run("97_test", [])
@@ -144,6 +193,26 @@ def test_a_change_of_prose_needs_no_run(script):
     change(script, "Is it so?", "Is it really so?")
     assert pages.is_stale("97_test")
     assert "Is it really so?" in write_page()
+    assert pages.complaints("97_test") == []
+
+
+def test_a_check_of_numbers_belongs_to_the_prose(script, monkeypatch):
+    """It runs with the others, and may change without a run."""
+    asked = []
+    monkeypatch.setattr(course, "check", lambda *given: asked.append(given))
+    check = '# %%\ncourse.check("97_test", {"x": 3})\n\n# %%\nprint("three is"'
+    change(script, '# %%\nprint("three is"', check)
+    change(
+        script,
+        "from minialign import plotting",
+        "from minialign import course, plotting",
+    )
+    pages.run("97_test", ["--record"])
+    assert asked == [("97_test", {"x": 3})]
+    write_page()
+    change(script, '"x": 3', '"x": 4')
+    assert pages.is_stale("97_test")
+    assert '"x": 4' in write_page()
     assert pages.complaints("97_test") == []
 
 
@@ -200,26 +269,10 @@ def test_a_page_leads_to_the_next_lesson(script):
     assert pages.render("97_test").endswith("(98_more.md)\n")
 
 
-def test_a_method_has_its_strip(script, monkeypatch):
-    """Curve and price, from the record of all seeds; and an old one is found."""
-    run = {
-        "curve": [[256, 512, 768], [0.5, 0.6, 0.7]],
-        "kl": [0.4, 0.3, 0.5],
-        "accuracy_at_kl": 0.7,
-    }
-    base = {"forced_worked": [0.95], "best_temperature": {"accuracy": [0.5]}}
-    success = np.linspace(0.1, 0.9, 9)
-    monkeypatch.setattr(pages.course, "base_facts", lambda: base)
-    monkeypatch.setattr(pages.course, "base_success", lambda: success)
-    for seed in range(2):
-        plotting.save_run("97_test", run, seed, local=False)
+def test_a_strip_has_words_of_its_own(script):
+    change(script, "97_test.png", "97_test_strip.png")
     pages.run("97_test", ["--record"])
-    assert "(../figures/97_test_strip.png)" in write_page()
-    assert pages.complaints("97_test") == []
-    figure = plotting.strip([run], success, base, "another")
-    plotting.save_figure(figure, plotting.FIGURES / "97_test_strip.png")
-    (said,) = pages.complaints("97_test")
-    assert "97_test_strip.png" in said
+    assert f"![{pages.STRIP}](../figures/97_test_strip.png)" in write_page()
 
 
 def test_a_lesson_that_never_ran_has_a_page_without_outputs(script):

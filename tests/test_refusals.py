@@ -36,6 +36,7 @@ from minialign import (
     checks,
     course,
     evaluation,
+    exact_world,
     exam,
     families,
     intervals,
@@ -841,6 +842,18 @@ refuse(plotting.save_run, call, names="run|loss", run=bad)
 variant = {"accuracy": [0.5, 0.4, 0.6], "tuning": False}
 bad = {"none at all": {}, "a variant alone": {"broken": variant}}
 refuse(exam.choose, {"trials": bad}, trials=bad)
+
+# REFUSED: the exact world
+
+TABLE = {"logits": torch.zeros(7, 3, dtype=torch.float64)}
+turned = {"turned": TABLE["logits"].T, "a row less": TABLE["logits"][:6]}
+refuse(exact_world.token_logprobs, TABLE, logits=turned)
+call = {"reference": TABLE["logits"], "rewards": exact_world.RIGHT, "beta": 0.3}
+for function in (exact_world.best_policy, exact_world.best_value):
+    refuse(function, call, beta=(0.0, -1.0, nan))
+    refuse(function, call, rewards={"one less": exact_world.RIGHT[:14]})
+call = {"loss": torch.sum, "chance": exact_world.chances(TABLE["logits"]), **TABLE}
+refuse(exact_world.expected_gradient, call, chance={"one less": call["chance"][:14]})
 
 # REFUSED: the functions of the algorithms
 
@@ -1725,6 +1738,9 @@ UNCHECKED = {
         room.rescore_both,
         room.deal,
         ppo.score_answers,
+        exact_world.chances,
+        exact_world.kl,
+        exact_world.gradient,
     ],
     "its caller has looked": [
         model.rotate,

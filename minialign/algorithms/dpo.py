@@ -25,6 +25,30 @@ is False. log π is a sum over tokens, the answer's end included; its mean would
 another loss, with another β.
 
 Lesson: lessons/30_dpo.py
+
+Card: DPO (2305.18290)
+    data: pairs, given or of own answers
+    policy: off
+    comparison: the rejected answer
+    credit: pair
+    reference: in the loss
+    loss: −log σ(β h)
+
+Card: IPO (2310.12036)
+    data: pairs, given or of own answers
+    policy: off
+    comparison: the rejected answer
+    credit: pair
+    reference: in the loss
+    loss: (h − 1/(2β))²
+
+Card: cDPO
+    data: pairs whose labels are wrong with chance ε
+    policy: off
+    comparison: the rejected answer
+    credit: pair
+    reference: in the loss
+    loss: −(1 − ε) log σ(β h) − ε log σ(−β h)
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -23,7 +23,23 @@ Details: the authors published no training code. The divisor K − 1 of the devi
 1e-4 that is added to it, and a β of 0 (paper: 0.04) are TRL's. TRL reduces by
 `per_token` now, and we as the paper does.
 
-Lesson: lessons/14_grpo.py
+Lesson: lessons/16_grpo.py
+
+Card: GRPO (2402.03300)
+    data: K own answers to each problem, several passes
+    policy: near
+    comparison: mean of the group, divided by its deviation
+    credit: answer, shared among its n tokens
+    reference: k3 in the loss
+    loss: −(1/n) Σ_t [min(ρ_t A, clip(ρ_t, 1 ± ε) A) − β k3_t]
+
+Card: Dr. GRPO (2503.20783)
+    data: K own answers to each problem, several passes
+    policy: near
+    comparison: mean of the group
+    credit: answer
+    reference: usually none
+    loss: as GRPO, with a constant for n
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -74,7 +90,7 @@ KLTerm = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # as `k3_term`
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    """Defaults: the headline run of 16,384 answers; lr: lesson 14."""
+    """Defaults: the headline run of 16,384 answers; lr: lesson 16."""
 
     updates: int = 64  # batches drawn
     prompts: int = 32  # problems per update

@@ -27,6 +27,14 @@ by the number of answers. Its Adam has an epsilon of 1e-5, ours torch's 1e-8. It
 answers that do not end earn -1, ours `truncated_reward`.
 
 Lesson: lessons/15_ppo.py
+
+Card: PPO (1707.06347)
+    data: own answers, several passes
+    policy: near
+    comparison: a critic V, by GAE
+    credit: token
+    reference: k1 in each token's reward
+    loss: −Σ_t min(ρ_t A_t, clip(ρ_t, 1 ± ε) A_t) + c Σ_t (V_t − R_t)²
 """
 
 import copy

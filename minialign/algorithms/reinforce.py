@@ -17,6 +17,14 @@ problem.
 We divide by the number of answers, never by their length: the unbiased reduction.
 
 Lesson: lessons/11_reinforce.py
+
+Card: REINFORCE
+    data: own answers
+    policy: on
+    comparison: none, running mean or batch mean
+    credit: answer
+    reference: k1 in the reward
+    loss: −(R − b) s
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -14,6 +14,14 @@ alone; Llama 2 went back to all rounds when it saw skills forgotten. A problem t
 nobody solved is skipped, and counted.
 
 Lesson: lessons/10_rejection_sampling.py
+
+Card: Rejection sampling (2304.06767, 2307.09288)
+    data: K own answers to each problem, in rounds
+    policy: on at the draw, off within a round
+    comparison: a threshold, or the best of K
+    credit: answer, kept or dropped
+    reference: none
+    loss: −(1/N) Σ_kept Σ_t log π_t
 """
 
 from collections.abc import Callable, Iterator, Sequence

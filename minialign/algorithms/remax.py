@@ -18,6 +18,14 @@ issue 4), and samples with top-p 0.9 while it scores without. `code_weights` is 
 way, but for top-p.
 
 Lesson: lessons/12_remax.py
+
+Card: ReMax (2310.10505)
+    data: own answers, and one greedy answer to each problem
+    policy: on
+    comparison: reward of the greedy answer
+    credit: answer
+    reference: k1 in the reward
+    loss: −(r − r_greedy − β d) s
 """
 
 from collections.abc import Callable, Iterator, Sequence

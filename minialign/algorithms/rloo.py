@@ -18,6 +18,14 @@ for and teaches nothing; with β > 0 its answers still differ in what KL they co
 ratio and no clip, as in the paper (TRL's trainer has both).
 
 Lesson: lessons/13_rloo.py
+
+Card: RLOO (2402.14740)
+    data: K own answers to each problem
+    policy: on
+    comparison: mean of the other K − 1
+    credit: answer
+    reference: k1 in the reward
+    loss: −(R_i − mean_{j≠i} R_j) s_i
 """
 
 from collections.abc import Callable, Iterator, Sequence

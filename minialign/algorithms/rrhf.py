@@ -24,6 +24,14 @@ in L_sft. If nothing earned more than 0, the code imitates a wrong answer; we im
 none, and count the problem as unanswered.
 
 Lesson: lessons/33_rrhf.py
+
+Card: RRHF (2304.05302)
+    data: K answers to each problem, own or given
+    policy: off within a draw
+    comparison: every answer with another reward
+    credit: answer, by its mean token
+    reference: none
+    loss: Σ_{r_i<r_j} max(0, p_i − p_j) − w s_best
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -15,6 +15,14 @@ Optimisers: AdamW for all weights, or Muon (github.com/KellerJordan/Muon, as in 
 for the matrices inside the blocks and AdamW for the rest.
 
 Lesson: lessons/01_sft.py
+
+Card: SFT
+    data: given answers
+    policy: off
+    comparison: –
+    credit: token
+    reference: none
+    loss: −(1/N) Σ_t log π_t
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,0 +1,337 @@
+# %% [markdown]
+# # Lesson 16: Graded on a curve (GRPO)
+#
+# **Question.** What do dividing by spread and by length change?
+#
+# **Afterwards you can** say which problems and which answers GRPO favours, derive both
+# from its two divisions, and decide whether you want them.
+#
+# **Read before:** [lesson 13](13_rloo.py): groups, and dead groups. [Lesson
+# 15](15_ppo.py): the ratio and the clip.
+#
+# **Papers:** Shao et al. 2024, [arXiv 2402.03300](https://arxiv.org/abs/2402.03300),
+# equations 3 and 4. Liu et al. 2025 (Dr. GRPO), [arXiv
+# 2503.20783](https://arxiv.org/abs/2503.20783).
+#
+# **Look at:** the ends of the left panel, and the two middle bars of the right one.
+#
+# **Turn first:** `advantage` and `reduction` in the call of `grpo.train`.
+#
+# **Time:** `quick` takes a minute and a half on two CPU cores, `full` ten minutes on
+# one, and seed 0 three quarters of an hour, for it makes the trials. 2 GB of memory.
+
+# %% tags=["setup"]
+import sys
+from pathlib import Path
+
+# A script looks for minialign above itself, a notebook above its working directory.
+here = Path(globals().get("__file__", "notebook")).resolve()
+roots = [folder for folder in here.parents if (folder / "minialign/course.py").exists()]
+if not roots:
+    raise FileNotFoundError(f"no minialign above {here}: run this in its repository")
+sys.path.insert(0, str(roots[0]))
+
+# %% tags=["setup"]
+import copy
+from dataclasses import asdict, replace
+from math import comb
+
+import numpy as np
+import torch
+
+from minialign import course, exam, plotting
+from minialign.algorithms import grpo
+from minialign.logprobs import token_logprobs
+from minialign.rewards import verifier
+
+# %% tags=["setup"]
+settings = course.setup("16_grpo")
+tokenizer = course.load_tokenizer()
+reference = course.load_policy(tokenizer, settings.device).requires_grad_(False)
+config = grpo.GRPOConfig(
+    updates=settings.pick(2, 13, 64),
+    prompts=settings.pick(2, 32, 32),
+    samples=settings.pick(4, 8, 8),
+    max_new_tokens=settings.pick(32, 128, 128),
+)
+
+# %% [markdown]
+# ## The idea
+#
+# GRPO, *group relative policy optimisation*, is the algorithm that DeepSeek-R1 made
+# famous. It draws a group of K answers to each problem, as RLOO does. It may take
+# several clipped steps on each draw, as PPO does (its authors took one, we take four).
+# It has no critic. What is its own are two divisions. The first divides the advantages
+# of every group by the standard deviation of its rewards,
+#
+#     A_i = (r_i − r̄) / std(r_1 … r_K)
+#
+# The second averages over the tokens of an answer where RLOO adds them up. With n_i for
+# the length of answer i, and ρ for the ratio of lesson 15,
+#
+#     maximise  mean over answers of (1/n_i) Σ_t min( ρ A_i, clip(ρ, 1 − ε, 1 + ε) A_i )
+#
+# Both look like good manners. Both change what is asked for. The first decides how much
+# a *problem* counts, the second how much a token of an *answer* does. *Dr. GRPO* ("GRPO
+# done right") leaves both divisions out, and divides by a constant instead of n_i.
+#
+# ## By hand
+#
+# The four answers earn 1, 1, 0, 0. Their mean is 1/2 and their standard deviation is
+# √(1/3) = 0.577, with the divisor K − 1. So the advantages are ±0.866, and each token
+# of an answer gets that divided by the answer's length.
+
+# %%
+tokens, mask, rewards = course.by_hand(tokenizer)
+with torch.no_grad():
+    where = tokens.to(settings.device), mask.to(settings.device)
+    old = token_logprobs(reference, *where).cpu()  # (4, S)
+lengths = mask.sum(1)  # (4,)
+signs = 2 * rewards - 1  # (4,)
+
+rows = {}
+for name, advantage, reduction, by_hand in (
+    ("GRPO", grpo.group_advantages, grpo.per_sequence, signs * 0.866 / lengths / 4),
+    ("Dr. GRPO", grpo.centred_advantages, grpo.by_constant, signs * 0.5 / 128 / 4),
+):
+    A = advantage(rewards[None])[0]  # (4,), one group of K = 4
+    logprobs = old.clone().requires_grad_()
+    loss = grpo.grpo_loss(logprobs, old, A, mask, reduction(mask, 128))
+    loss.backward()
+    per_token = -logprobs.grad.sum(1) / lengths  # (4,), alike at all its tokens
+    assert torch.allclose(per_token.float(), by_hand, atol=1e-4)
+    rows[name] = per_token
+    print(f"{name:<10} loss {loss.item():+.4f}")
+hand = course.hand_table(settings.lesson, rows, beside="13_rloo")
+
+# %% [markdown]
+# Under GRPO, a token of the short right answer weighs several times as much as one of
+# the long right answer, and a token of the short wrong answer is pushed down several
+# times as hard as one of the long wrong one.
+#
+# GRPO's loss is 0 here, because every ratio is 1, every answer counts once, and the
+# advantages of a group sum to 0. It will be 0 in the first step of every draw: the loss
+# of GRPO is no measure of progress. (Dr. GRPO's is not 0. It adds up tokens, and our
+# wrong answers have fewer of them.)
+#
+# ## Predict
+#
+# How much does a *problem* count? Take a problem that is solved with chance p and draw
+# K = 8 answers to it. The larger their advantages, whatever their sign, the harder the
+# problem pulls. So call the expected mean of |A| its weight. Without the first
+# division, a problem with p = 0.05 weighs 0.19 of one with p = 0.5. With it?
+
+# %%
+my_guess = 0.5  # edit me
+
+# %% [markdown]
+# ## Train
+#
+# Each update draws 8 answers to each of 32 problems and takes four steps on them.
+
+
+# %%
+def run_grpo(config, settings, **options) -> tuple:
+    """From the base: the trained policy and its series."""
+    policy = copy.deepcopy(reference).requires_grad_(True)
+    problems = course.stream(settings.seed, config.updates * config.prompts)
+    training = grpo.train(
+        policy,
+        tokenizer,
+        problems,
+        verifier,
+        config,
+        generator=settings.generator("sampling"),
+        reference=reference,
+        **options,
+    )
+    return policy, course.follow(training, config.updates)
+
+
+before = exam.exam(settings, tokenizer, reference, "before")
+policy, series = run_grpo(config, settings)
+course.save_policy(settings, policy, tokenizer)
+assert max(series["ratio_first"]) == 0  # before the first step of a draw, ρ is 1
+
+# %%
+after = exam.exam(settings, tokenizer, policy, "after")
+exam.show_answers(after)
+curve = series["completions"], series["reward"]
+run = {"config": asdict(config), "series": series, "hand": hand, "curve": curve}
+run |= exam.report(settings, tokenizer, policy, reference, before, after, curve)
+
+# %% [markdown]
+# ## The result: who counts
+
+
+# %%
+def weight_at(advantage, p: np.ndarray, K: int = 8) -> np.ndarray:
+    """Mean |A| of an answer to a problem of chance p, exactly: (N,) -> (N,)."""
+    groups = (torch.arange(K) < torch.arange(K + 1)[:, None]).double()  # (K + 1, K)
+    sizes = advantage(groups).abs().mean(1).numpy()  # (K + 1,), by the number right
+    total = np.zeros_like(p)
+    for right in range(K + 1):
+        chance = comb(K, right) * p**right * (1 - p) ** (K - right)
+        total += chance * sizes[right]
+    return total
+
+
+FORMS = {
+    "divided by std": grpo.group_advantages,
+    "not divided": grpo.centred_advantages,
+}
+rare, even = np.array([0.05]), np.array([0.5])
+relative = {}
+for name, advantage in FORMS.items():
+    for K in (8, 64):
+        share = weight_at(advantage, rare, K) / weight_at(advantage, even, K)
+        relative[f"{name}, K = {K}"] = float(share[0])
+for name, share in relative.items():
+    print(f"{name:<24} p = 0.05 weighs {share:.2f} of p = 0.5")
+
+# %% tags=["plot"]
+divided, plain = (relative[f"{form}, K = 8"] for form in FORMS)
+figure, (problems, answers) = plotting.new_figure(
+    2,
+    f"Dividing by spread: rare successes weigh {divided:.2f} instead of {plain:.2f}; "
+    "by length: a short answer's tokens count more",
+    width=6.4,
+    height=4.2,
+)
+grid = np.linspace(0, 1, 101)
+for (name, advantage), color in zip(FORMS.items(), plotting.COLORS, strict=False):
+    weight = weight_at(advantage, grid)
+    problems.plot(grid, weight / weight.max(), color=color, lw=2.5, label=name)
+limit = 2 * np.sqrt(grid * (1 - grid))
+problems.plot(grid, limit, ":", color="#888", label="divided, K without end")
+problems.set(xlabel="chance p that an answer is right", ylabel="weight, largest 1")
+problems.set(ylim=(0, 1.05), xlim=(0, 1))
+problems.legend(loc="lower center")
+problems.set_title("a problem's weight, K = 8")
+
+places = np.arange(4)
+for shift, (name, weights), color in zip(
+    (-0.2, 0.2), rows.items(), plotting.COLORS, strict=False
+):
+    scaled = (weights / weights.abs().max()).tolist()
+    answers.bar(places + shift, scaled, 0.38, color=color, label=name)
+labels = [
+    f"{name}\n{int(count)} tokens"
+    for name, count in zip(course.HAND_ANSWERS, lengths, strict=True)
+]
+answers.set_xticks(places, labels, fontsize=9)
+answers.axhline(0, color="#444", lw=1)
+answers.set(ylabel="weight of one of its tokens, largest 1", ylim=(-1.1, 1.1))
+answers.set_title("the four answers")
+answers.legend(loc="upper right")
+plotting.save_figure(figure, settings.figure_path)
+
+# %% [markdown]
+# **Figure 1.** Left: how much a problem counts, by the chance that it is solved, with
+# and without the division by the standard deviation. Right: how much a token of each of
+# the four answers counts, under GRPO and under Dr. GRPO.
+
+# %%
+run["relative_weight"] = relative
+course.predict(
+    "Divided by the standard deviation, p = 0.05 weighs, of p = 0.5,",
+    my_guess,
+    relative["divided by std, K = 8"],
+    key="relative_weight > divided by std, K = 8",
+)
+
+# %% [markdown]
+# Without the division, the weight of a problem is 2 p (1 − p)(K − 1)/K. That is what
+# the gradient of accuracy asks for: ∇p = p (1 − p) · (mean ∇ log π of right answers −
+# that of wrong ones). With the division, and with very many answers, it goes as √(p (1
+# − p)). Now ∇p/√(p (1 − p)) is the slope of 2 arcsin √p. So who divides by the standard
+# deviation, takes one step a draw and has many answers climbs the mean of *that*, and
+# not accuracy. With K = 8 much of the difference is gone, because a problem with p =
+# 0.05 mostly comes as a dead group.
+#
+# ## Break it: take each part away
+#
+# Runs of 4,096 answers from the base, judged on validation, all at the learning rate
+# that was tuned for GRPO. *No std* and *no length* lack one division, *Dr. GRPO* lacks
+# both, and the last arm drops the clip. (The paper also has a price on KL in its loss,
+# an estimate called k3. We leave it out, as most do now; [lesson 80](80_exact_world.py)
+# shows what it does.)
+
+# %%
+short = replace(config, updates=settings.pick(1, 16, 16))
+two = replace(short, epochs=2)
+tuning = {  # name: (config, other arguments)
+    "2 epochs, lr 2e-4": (replace(two, lr=2e-4), {}),
+    "2 epochs, lr 4e-4": (replace(two, lr=4e-4), {}),
+    "2 epochs, lr 8e-4": (two, {}),
+    "2 epochs, lr 1.6e-3": (replace(two, lr=1.6e-3), {}),
+    "1 epoch": (replace(short, epochs=1), {}),
+    "4 epochs": (short, {}),
+}
+centred = {"advantage": grpo.centred_advantages}
+constant = {"reduction": grpo.by_constant}
+trials = tuning | {
+    "no std": (short, centred),
+    "no length": (short, constant),
+    "Dr. GRPO": (short, centred | constant),
+    "broken: no clip": (replace(short, eps_low=1.0, eps_high=1e9), {}),
+}
+DEFAULT = "4 epochs"  # the settings of the headline run
+tried = exam.run_trials(settings, tokenizer, reference, trials, run_grpo, tuning)
+for name in ("no std", "no length", "Dr. GRPO", "broken: no clip"):
+    exam.compare_trials(tried, name, DEFAULT, f"{name}, or GRPO")
+
+# %% tags=["trials"]
+exam.print_trials(tried)
+figure, (accuracy, cost) = plotting.new_figure(2, "Settings tried, 4,096 answers each")
+plotting.draw_trials(accuracy, tried, default=DEFAULT)
+near = [name for name in tried if tried[name]["kl"][0] < 10]
+plotting.draw_trial_prices(cost, tried, near)
+trials_path = settings.figure_path.with_name(f"{settings.lesson}_trials.png")
+plotting.save_figure(figure, trials_path)
+
+# %% tags=["record"]
+run["tried"] = {
+    name: {"accuracy": trial["accuracy"], "kl": trial["kl"], "length": trial["length"]}
+    for name, trial in tried.items()
+}
+run["dead_first"] = series["dead"][0]
+run["dead_last"] = float(np.mean(series["dead"][-5:]))
+
+# %% tags=["record"]
+exam.finish(settings, run, before, after)
+
+# %% [markdown]
+# ## Readers' questions
+
+# %% [markdown] tags=["folded"]
+# **Is GRPO's gradient biased?** With both divisions left out and one step a draw, its
+# mean is the true gradient times a constant. The division by the standard deviation
+# changes how much each problem counts, and so turns the sum over problems. The division
+# by length turns the gradient of each single problem, because it looks at the answer.
+#
+# **Which reduction is in use?** It differs, and it changes. The paper averages over
+# each answer, the library TRL now averages over all tokens of a batch, and Dr. GRPO
+# divides by a constant. Look before you compare learning rates.
+
+# %% [markdown]
+# ## Exercises
+#
+# **Exercise 1 (derive).** Show that the weight of a problem without the division is 2 p
+# (1 − p)(K − 1)/K.
+#
+# **Exercise 2 (change).** Give `grpo.train` an advantage of your own: the rank of an
+# answer in its group, centred. When does it differ from Dr. GRPO's?
+#
+# **Exercise 3 (break).** Reward nothing but ending. What does the division by the
+# standard deviation do once nearly all answers end?
+
+# %% [markdown] tags=["answers"]
+# **Answer 1.** |A| is 1 − c/K for the c right answers and c/K for the others, so its
+# mean is 2 (c/K)(1 − c/K), and E[c/K (1 − c/K)] = p (1 − p)(K − 1)/K.
+#
+# **Answer 2.** Only for graded rewards. With rewards of 0 and 1, ties sharing their
+# rank, it is K/2 times Dr. GRPO's.
+#
+# **Answer 3.** The rare group in which one answer does not end gets an advantage of
+# −2.5 for it: the division makes the most of the last rare failures.
