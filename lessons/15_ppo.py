@@ -96,14 +96,16 @@ config = ppo.PPOConfig(
 # %%
 tokens, mask, rewards = course.by_hand(tokenizer)
 with torch.no_grad():
-    where = tokens.to(settings.device), mask.to(settings.device)
-    logprobs = token_logprobs(reference, *where).cpu()  # (4, S)
+    logprobs = token_logprobs(
+        reference, tokens.to(settings.device), mask.to(settings.device)
+    ).cpu()  # (4, S)
 tokens_to_go = mask.flip(1).cumsum(1).flip(1) - 1  # (4, S)
 paid = ppo.shape_token_rewards(rewards, logprobs, logprobs, mask, beta=0.0)
 no_guess = torch.zeros_like(paid)
 
+kinds = [(1.0, False), (0.95, False), (0.95, True)]  # (λ, whether whitened)
 rows = {}
-for lam, whitened in ((1.0, False), (0.95, False), (0.95, True)):
+for lam, whitened in kinds:
     by_hand = torch.where(mask, rewards[:, None] * lam**tokens_to_go, 0.0)  # (4, S)
     A = ppo.gae(paid, no_guess, mask, gamma=1.0, lam=lam)
     if whitened:
@@ -130,14 +132,15 @@ hand = course.hand_table(settings.lesson, rows, beside="11_reinforce")
 # %%
 one_token = torch.ones(1, 1, dtype=torch.bool)
 old = torch.tensor([[-2.0]])
-for A, ratio in ((1, 0.7), (1, 1.0), (1, 1.3), (-1, 0.7), (-1, 1.0), (-1, 1.3)):
-    leaf = (old + np.log(ratio)).requires_grad_()
-    advantage = torch.full((1, 1), float(A))
-    ppo.policy_loss(leaf, old, advantage, one_token, 0.2, 0.2).backward()
-    pull = 0.0 - leaf.grad.item()
-    ended = (A > 0 and ratio > 1.2) or (A < 0 and ratio < 0.8)
-    assert np.isclose(pull, 0.0 if ended else A * ratio, atol=1e-6)
-    print(f"A {A:+d}, ρ {ratio}: pull {pull:+.1f}")
+for A in (1, -1):
+    for ratio in (0.7, 1.0, 1.3):
+        leaf = (old + np.log(ratio)).requires_grad_()
+        advantage = torch.full((1, 1), float(A))
+        ppo.policy_loss(leaf, old, advantage, one_token, 0.2, 0.2).backward()
+        pull = 0.0 - leaf.grad.item()
+        ended = (A > 0 and ratio > 1.2) or (A < 0 and ratio < 0.8)
+        assert np.isclose(pull, 0.0 if ended else A * ratio, atol=1e-6)
+        print(f"A {A:+d}, ρ {ratio}: pull {pull:+.1f}")
 
 # %% [markdown]
 # The pull ends only where the token has moved far enough in the direction that was
@@ -246,13 +249,11 @@ def truth_of(answer: str) -> list[float]:
 
 def guesses_of(critic: torch.nn.Module, row: int) -> list[float]:
     """What the critic says before each token of a hand-made answer."""
-    one = (
-        tokens[row : row + 1].to(settings.device),
-        mask[row : row + 1].to(settings.device),
-    )
+    answer = tokens[row : row + 1].to(settings.device)  # (1, T)
+    answered = mask[row : row + 1].to(settings.device)  # (1, S)
     with torch.no_grad():
-        values = ppo.score_tokens(reference, critic, *one, 1.0)[1].cpu()  # (1, S)
-    return values[0, mask[row]].tolist()
+        _, values, _ = ppo.score_tokens(reference, critic, answer, answered, 1.0)
+    return values[0].cpu()[mask[row]].tolist()
 
 
 def changes_at_the_end(critic: torch.nn.Module) -> dict[str, float]:
@@ -269,11 +270,13 @@ def changes_at_the_end(critic: torch.nn.Module) -> dict[str, float]:
         generator=settings.generator("average"),
     )
     changes: dict[str, list[float]] = {}
-    (announces, *_) = tokenizer.encode_response(course.HAND_ANSWERS["terse, right"])
+    announces = tokenizer.encode_response("####")[0]
     for rows in rollout.micro_batches(64):
         part = rollout.select(rows)
         with torch.no_grad():
-            values = ppo.score_tokens(reference, critic, part.tokens, part.mask, 1.0)[1]
+            _, values, _ = ppo.score_tokens(
+                reference, critic, part.tokens, part.mask, 1.0
+            )
         for i, row in enumerate(rows.tolist()):
             slots = part.mask[i].nonzero()[:, 0]
             chosen = part.tokens[i, slots + 1].tolist()
@@ -320,35 +323,43 @@ if thoughts:
     for word, truth, guess in zip(*careless.values(), strict=True):
         print(f"{word:<16}{truth:>6.2f}{guess:>8.2f}")
 
+
 # %% tags=["plot"]
-figure, axes = plotting.new_figure(2, "", width=7, height=4.2)
-for panel, name in zip(axes, ("careless", "worked, right"), strict=True):
-    if not thoughts:
-        continue
-    words, truth, guess = thoughts[name].values()
+def label(panel, text: str, heights: list[float], others: list[float], color: str):
+    """Name a line where it is farthest from the other, on the side away from it."""
+    apart = np.abs(np.subtract(heights, others))
+    place = int(np.argmax(apart))
+    above = heights[place] >= others[place]
+    panel.annotate(
+        text,
+        (place, heights[place]),
+        xytext=(-8, 8 if above else -14),
+        textcoords="offset points",
+        ha="right",
+        color=color,
+    )
+
+
+def draw_thoughts(panel, name: str) -> None:
+    """One answer, token by token: the truth, and what the critic guesses."""
+    words = thoughts[name]["tokens"]
+    truth = thoughts[name]["truth"]
+    guess = thoughts[name]["guess"]
     places = range(len(words))
     panel.plot(places, truth, "o-", color="#444", ms=4)
     panel.plot(places, guess, "o-", color=plotting.COLORS[1], ms=4)
-    for line, text, color in (
-        (truth, "truth, by 64 continuations", "#444"),
-        (guess, "the critic's guess", plotting.COLORS[1]),
-    ):
-        highest = int(np.argmax(np.abs(np.subtract(truth, guess))))
-        panel.annotate(
-            text,
-            (highest, line[highest]),
-            xytext=(
-                -8,
-                8 if line[highest] == max(truth[highest], guess[highest]) else -14,
-            ),
-            textcoords="offset points",
-            ha="right",
-            color=color,
-        )
+    label(panel, "truth, by 64 continuations", truth, guess, "#444")
+    label(panel, "the critic's guess", guess, truth, plotting.COLORS[1])
     panel.set_xticks(places, words, rotation=90, fontsize=8)
     panel.set(ylim=(-0.05, 1.05), ylabel="chance to end right", title=name)
+
+
+figure, axes = plotting.new_figure(2, "", width=7, height=4.2)
 if thoughts:
-    fell, guessed = -thoughts["truth at ####"], -thoughts["guess at ####"]
+    draw_thoughts(axes[0], "careless")
+    draw_thoughts(axes[1], "worked, right")
+    fell = -thoughts["truth at ####"]
+    guessed = -thoughts["guess at ####"]
     plotting.headline(
         figure,
         f"At the careless #### the truth falls by {fell:.2f}, the critic's guess by "
@@ -460,9 +471,9 @@ def kept_bytes(loss_of, weights: set[int]) -> int:
 
 def bytes_of(critic: torch.nn.Module, policy, rollout) -> dict[str, int]:
     """What has to be held to train policy and critic on these answers."""
-    every = {id(p): p for model in (policy, critic) for p in model.parameters()}
-    count = sum(p.numel() for p in every.values())
-    addresses = {p.untyped_storage().data_ptr() for p in every.values()}
+    both = torch.nn.ModuleList([policy, critic])  # parameters() names each one once
+    count = sum(p.numel() for p in both.parameters())
+    addresses = {p.untyped_storage().data_ptr() for p in both.parameters()}
 
     def loss() -> Tensor:
         logprobs, values, _ = ppo.score_tokens(

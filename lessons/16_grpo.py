@@ -84,24 +84,30 @@ config = grpo.GRPOConfig(
 # %%
 tokens, mask, rewards = course.by_hand(tokenizer)
 with torch.no_grad():
-    where = tokens.to(settings.device), mask.to(settings.device)
-    old = token_logprobs(reference, *where).cpu()  # (4, S)
+    old = token_logprobs(
+        reference, tokens.to(settings.device), mask.to(settings.device)
+    ).cpu()  # (4, S)
 lengths = mask.sum(1)  # (4,)
 signs = 2 * rewards - 1  # (4,)
 
-rows = {}
-for name, advantage, reduction, by_hand in (
-    ("GRPO", grpo.group_advantages, grpo.per_sequence, signs * 0.866 / lengths / 4),
-    ("Dr. GRPO", grpo.centred_advantages, grpo.by_constant, signs * 0.5 / 128 / 4),
-):
-    A = advantage(rewards[None])[0]  # (4,), one group of K = 4
+
+def weigh(name: str, A: torch.Tensor, reduction) -> torch.Tensor:
+    """The weight of each token of the four answers: (4,)."""
     logprobs = old.clone().requires_grad_()
     loss = grpo.grpo_loss(logprobs, old, A, mask, reduction(mask, 128))
     loss.backward()
-    per_token = -logprobs.grad.sum(1) / lengths  # (4,), alike at all its tokens
-    assert torch.allclose(per_token.float(), by_hand, atol=1e-4)
-    rows[name] = per_token
     print(f"{name:<10} loss {loss.item():+.4f}")
+    return -logprobs.grad.sum(1) / lengths  # alike at all tokens of an answer
+
+
+divided = grpo.group_advantages(rewards[None])[0]  # (4,), one group of K = 4
+centred = grpo.centred_advantages(rewards[None])[0]  # (4,)
+rows = {
+    "GRPO": weigh("GRPO", divided, grpo.per_sequence),
+    "Dr. GRPO": weigh("Dr. GRPO", centred, grpo.by_constant),
+}
+assert torch.allclose(rows["GRPO"].float(), signs * 0.866 / lengths / 4, atol=1e-4)
+assert torch.allclose(rows["Dr. GRPO"].float(), signs * 0.5 / 128 / 4, atol=1e-4)
 hand = course.hand_table(settings.lesson, rows, beside="13_rloo")
 
 # %% [markdown]
@@ -180,7 +186,8 @@ FORMS = {
     "divided by std": grpo.group_advantages,
     "not divided": grpo.centred_advantages,
 }
-rare, even = np.array([0.05]), np.array([0.5])
+rare = np.array([0.05])
+even = np.array([0.5])
 relative = {}
 for name, advantage in FORMS.items():
     for K in (8, 64):
@@ -190,7 +197,8 @@ for name, share in relative.items():
     print(f"{name:<24} p = 0.05 weighs {share:.2f} of p = 0.5")
 
 # %% tags=["plot"]
-divided, plain = (relative[f"{form}, K = 8"] for form in FORMS)
+divided = relative["divided by std, K = 8"]
+plain = relative["not divided, K = 8"]
 figure, (problems, answers) = plotting.new_figure(
     2,
     f"Dividing by spread: rare successes weigh {divided:.2f} instead of {plain:.2f}; "
@@ -268,12 +276,12 @@ tuning = {  # name: (config, other arguments)
     "1 epoch": (replace(short, epochs=1), {}),
     "4 epochs": (short, {}),
 }
-centred = {"advantage": grpo.centred_advantages}
-constant = {"reduction": grpo.by_constant}
+no_std = {"advantage": grpo.centred_advantages}
+no_length = {"reduction": grpo.by_constant}
 trials = tuning | {
-    "no std": (short, centred),
-    "no length": (short, constant),
-    "Dr. GRPO": (short, centred | constant),
+    "no std": (short, no_std),
+    "no length": (short, no_length),
+    "Dr. GRPO": (short, no_std | no_length),
     "broken: no clip": (replace(short, eps_low=1.0, eps_high=1e9), {}),
 }
 DEFAULT = "4 epochs"  # the settings of the headline run
