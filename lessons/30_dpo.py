@@ -97,12 +97,16 @@ config = dpo.DPOConfig(
 # %%
 tokens, mask, rewards = course.by_hand(tokenizer)
 with torch.no_grad():
-    where = tokens.to(settings.device), mask.to(settings.device)
-    sums = masked_sum(token_logprobs(reference, *where), where[1]).cpu()  # (4,)
-chosen, rejected = [0, 1], [2, 3]
+    logprobs = token_logprobs(
+        reference, tokens.to(settings.device), mask.to(settings.device)
+    ).cpu()  # (4, S)
+sums = masked_sum(logprobs, mask)  # (4,)
+chosen = [0, 1]
+rejected = [2, 3]
 
+rarer = {"at the reference": 0.0, "one pair told apart": 8.0}  # by so many nats
 rows = {}
-for name, gone in (("at the reference", 0.0), ("one pair told apart", 8.0)):
+for name, gone in rarer.items():
     policy_sums = (sums - torch.tensor([0, 0, gone, 0])).requires_grad_()
     loss = dpo.dpo_loss(
         policy_sums[chosen],
@@ -214,9 +218,9 @@ def where_it_went(policy, problems) -> dict[str, float]:
         now = masked_sum(token_logprobs(policy, part.tokens, part.mask), part.mask)
         base = masked_sum(token_logprobs(reference, part.tokens, part.mask), part.mask)
         for row, nats in zip(rows.tolist(), (now - base).tolist(), strict=True):
-            problem, text = problems[row // 8], texts[row]
-            verdict = "right" if verify(problem, text) else "wrong"
-            kind = f"{style_of(problem, text)}, {verdict}"
+            problem = problems[row // 8]
+            verdict = "right" if verify(problem, texts[row]) else "wrong"
+            kind = f"{style_of(problem, texts[row])}, {verdict}"
             found.setdefault(kind, []).append(nats)
             found["all"].append(nats)
     return {kind: float(np.mean(nats)) for kind, nats in found.items()}
@@ -281,7 +285,8 @@ if where:
         bars.barh(row - 0.18, nats, 0.36, color=color, alpha=strength)
         other = where["nats by RLOO"].get(kind, 0.0)
         bars.barh(row + 0.22, other, 0.28, color="#aab2bd")
-        was, now = where["before"][kind], where["after"][kind]
+        was = where["before"][kind]
+        now = where["after"][kind]
         bars.annotate(
             f" {nats:+.1f} nats; given {was:.0%} → {now:.0%}",
             (max(nats, 0), row),
@@ -350,8 +355,8 @@ def worked_over_terse(settings) -> list:
 
 def reference_free_loss(chosen, rejected, *reference, beta, count):
     """Broken: −log σ(β (log π(y_w) − log π(y_l)))."""
-    zeros = [torch.zeros_like(x) for x in reference]
-    return dpo.dpo_loss(chosen, rejected, *zeros, beta, count)
+    none = torch.zeros_like(chosen)
+    return dpo.dpo_loss(chosen, rejected, none, none, beta, count)
 
 
 short = replace(config, rounds=1)

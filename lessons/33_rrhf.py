@@ -87,21 +87,24 @@ config = rrhf.RRHFConfig(
 # %%
 tokens, mask, rewards = course.by_hand(tokenizer)
 with torch.no_grad():
-    where = tokens.to(settings.device), mask.to(settings.device)
-    logprobs = token_logprobs(reference, *where).cpu()  # (4, S)
+    logprobs = token_logprobs(
+        reference, tokens.to(settings.device), mask.to(settings.device)
+    ).cpu()  # (4, S)
 lengths = mask.sum(1)  # (4,)
 p = rrhf.mean_logprobs(logprobs, mask)  # (4,)
 for name, mean, length in zip(course.HAND_ANSWERS, p, lengths, strict=True):
     print(f"{name:<14} {length:>2} tokens, mean log-probability {mean:.3f}")
 
 pushes = torch.zeros(4)
-for right, wrong in itertools.product((0, 1), (2, 3)):
-    if p[wrong] > p[right]:
-        pushes[right] += 1
-        pushes[wrong] -= 1
+for right in (0, 1):
+    for wrong in (2, 3):
+        if p[wrong] > p[right]:
+            pushes[right] += 1
+            pushes[wrong] -= 1
 imitated = torch.tensor([1.0, 0, 0, 0]) / lengths  # the first of the right ones
+weights = {"ranking alone": 0.0, "with imitation": config.sft_weight}
 rows = {}
-for name, weight in (("ranking alone", 0.0), ("with imitation", config.sft_weight)):
+for name, weight in weights.items():
     expected = pushes / lengths + weight * imitated
     leaf = logprobs.clone().requires_grad_()
     rrhf.rrhf_loss(leaf, rewards[None], mask, sft_weight=weight).backward()
@@ -235,10 +238,12 @@ if arms:
         f"Ranking alone {where_to} ({ranking:.2f} at best, {start:.2f}); imitation "
         f"alone reaches {imitated:.2f}",
     )
-    red, green, blue = plotting.COLORS[1], plotting.COLORS[2], plotting.COLORS[0]
-    colors = ("#8d99ae", red, red, red, green, blue)
-    for name, color in zip(arms, colors, strict=True):
-        value, low, high = arms[name]
+    colors = dict.fromkeys(ALONE, plotting.COLORS[1])
+    colors["the base"] = "#8d99ae"
+    colors["imitation alone"] = plotting.COLORS[2]
+    colors["both: RRHF"] = plotting.COLORS[0]
+    for name, (value, low, high) in arms.items():
+        color = colors[name]
         bars.barh(name, value, color=color, xerr=[[value - low], [high - value]])
         bars.annotate(f"{value:.2f} ", (0.01, name), va="center", color="white")
 bars.set(xlabel="sampled accuracy on validation problems, 95 %", xlim=(0, 1))
@@ -280,9 +285,11 @@ def order_of_pairs() -> dict[str, list[int]]:
         generator=settings.generator("weigh"),
     )
     means = masked_sum(rollout.logprobs, rollout.mask) / rollout.mask.sum(1)  # (B,)
-    styles, verdicts = [], []
+    styles = []
+    verdicts = []
     for row, ids in enumerate(rollout.responses()):
-        problem, text = problems[row // 8], tokenizer.decode_response(ids)
+        problem = problems[row // 8]
+        text = tokenizer.decode_response(ids)
         styles.append(style_of(problem, text))
         verdicts.append(verify(problem, text) and not rollout.truncated[row])
     found: dict[str, list[int]] = defaultdict(lambda: [0, 0])
@@ -307,7 +314,8 @@ run["in_order"] = 1 - sum(wrong for _, wrong in pairs.values()) / total
 print(f"{run['in_order']:.2f} of the pairs are in the right order already")
 for name in [name for name in (*ALONE, BOTH) if name in tried]:
     wrong = tried[name]["series"]["violated"]
-    first, last = np.mean(wrong[:4]), np.mean(wrong[-4:])
+    first = np.mean(wrong[:4])
+    last = np.mean(wrong[-4:])
     print(f"{name:<24}in the wrong order: {first:.2f} at first, {last:.2f} at last")
 
 # %% [markdown]
