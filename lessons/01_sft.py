@@ -275,7 +275,9 @@ for family, seen in pupil.items():
     for style in STYLES:
         taught = teachers[family][style] / teachers[family].total()
         points[style].append([taught, seen[style] / seen.total()])
-gaps = [abs(taught - shown) for pairs in points.values() for taught, shown in pairs]
+gaps = []
+for pairs in points.values():
+    gaps += [abs(taught - copied) for taught, copied in pairs]
 print(f"shares of the teachers and of the model are {np.mean(gaps):.3f} apart on")
 print(f"average, at most {max(gaps):.3f}")
 
@@ -288,8 +290,14 @@ figure, (axes,) = plotting.new_figure(
 )
 axes.plot([0, 1], [0, 1], color="#999", lw=1)
 for style, pairs in points.items():
-    x, y = np.array(pairs).T
-    axes.scatter(x, y, color=plotting.STYLE_COLORS[style], s=34, label=style)
+    shares = np.array(pairs)  # (families, 2): the teachers', the model's
+    axes.scatter(
+        shares[:, 0],
+        shares[:, 1],
+        color=plotting.STYLE_COLORS[style],
+        s=34,
+        label=style,
+    )
 axes.set(xlabel="share of a style among the teachers of a family")
 axes.set(ylabel="share among the model's sampled answers")
 axes.set(xlim=(0, 0.9), ylim=(0, 0.9), aspect="equal")

@@ -41,7 +41,7 @@ from torch import Tensor
 from minialign import course, exam, plotting, sampling
 from minialign.algorithms import grpo
 from minialign.evaluation import sample_answers
-from minialign.intervals import Estimate, bootstrap
+from minialign.intervals import bootstrap
 from minialign.logprobs import probability_ratio, token_logprobs
 from minialign.rewards import verifier
 from minialign.sampling import generate, rescore
@@ -109,14 +109,14 @@ def without_min(logprobs, old_logprobs, advantages, mask, low=0.2, high=0.2) -> 
     return torch.where(mask, -clipped * advantages[:, None], 0.0)
 
 
-def old_is_new(logprobs, old_logprobs, *rest) -> Tensor:
-    return right_loss(logprobs, logprobs.detach(), *rest)
+def old_is_new(logprobs, old_logprobs, advantages, mask, low=0.2, high=0.2) -> Tensor:
+    return right_loss(logprobs, logprobs.detach(), advantages, mask, low, high)
 
 
-def without_eos(logprobs, old_logprobs, advantages, mask, *band) -> Tensor:
+def without_eos(logprobs, old_logprobs, advantages, mask, low=0.2, high=0.2) -> Tensor:
     still_to_come = mask.flip(1).cumsum(1).flip(1)  # (B, S)
     shortened = mask & (still_to_come > 1)
-    return right_loss(logprobs, old_logprobs, advantages, shortened, *band)
+    return right_loss(logprobs, old_logprobs, advantages, shortened, low, high)
 
 
 # %% [markdown]
@@ -172,9 +172,8 @@ def slope(ratio: float, A: float) -> float:
     """∂ loss / ∂ log π of one token whose probability has changed by `ratio`."""
     old = torch.tensor([[-2.0]])
     leaf = (old + torch.tensor(ratio).log()).requires_grad_()
-    grpo.clipped_loss(
-        leaf, old, torch.tensor([A]), one_token, 0.2, 0.2
-    ).sum().backward()
+    loss = grpo.clipped_loss(leaf, old, torch.tensor([A]), one_token, 0.2, 0.2)
+    loss.sum().backward()
     return leaf.grad.item()
 
 
@@ -290,8 +289,12 @@ def run_grpo(config, settings, mistake="", later=0) -> tuple:
 
 
 cold = replace(config, temperature=0.7)
-trials = {"right": (config, {}), "right, at 0.7": (cold, {})}
-trials |= {f"right, seed {i}": (config, {"later": i}) for i in (1, 2)}
+trials = {  # name: (config, other arguments)
+    "right": (config, {}),
+    "right, at 0.7": (cold, {}),
+    "right, seed 1": (config, {"later": 1}),
+    "right, seed 2": (config, {"later": 2}),
+}
 rivals = {}  # mistake: the right code that it is compared with
 for mistake in PLACES:
     is_cold = mistake == "two temperatures"
@@ -310,7 +313,8 @@ if settings.measures_once:
     draw = settings.generator("validation")
     found = sample_answers(reference, tokenizer, validation, 4, generator=draw)
     start = course.as_list(bootstrap(found.correct.mean(1)))
-below, rising = [], []
+below = []
+rising = []
 for mistake, rival in rivals.items():
     if mistake not in tried or rival not in tried:
         continue
@@ -364,12 +368,11 @@ run = {"caught": caught, "below": len(below), "rising": len(rising), "base": sta
 run["tried"] = {name: trial["accuracy"] for name, trial in tried.items()}
 
 # %% tags=["record"]
-none = [0.0, 0.0, 0.0]
-wrong = [tried[mistake] for mistake in shown]
-last = min(wrong, key=lambda trial: trial["accuracy"][0], default={})
-ends = [tried.get("right", {}).get("accuracy", none), last.get("accuracy", none)]
+none = [0.0, 0.0, 0.0]  # smoke tries one mistake, and maybe no right code
+right = tried.get("right", {}).get("accuracy", none)
+worst = tried[shown[0]]["accuracy"] if shown else none  # sorted above
 what = "accuracy on validation of the right code and of the worst mistake"
-course.finish(settings, run, *(Estimate(*end) for end in ends), what)
+course.finish(settings, run, course.as_estimate(right), course.as_estimate(worst), what)
 
 # %% [markdown]
 # ## Readers' questions
