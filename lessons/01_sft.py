@@ -329,7 +329,8 @@ def short_run(examples: int, **changes: object) -> float:
     course.follow(training, updates)
     unseen = [rows[5_000_000 + i] for i in range(settings.pick(8, 512, 512))]
     tokens, mask = sft.collate(unseen, tokenizer.pad_id)
-    tokens, mask = tokens.to(settings.device), mask.to(settings.device)
+    tokens = tokens.to(settings.device)
+    mask = mask.to(settings.device)
     with torch.no_grad():
         return sft.sft_loss(token_logprobs(policy, tokens, mask), mask).item()
 
