@@ -114,9 +114,14 @@ def logistic(h: Tensor, beta: float) -> Tensor:
 
 
 def conservative(h: Tensor, beta: float, smoothing: float = 0.1) -> Tensor:
-    """cDPO: −(1 − ε) log σ(β h) − ε log σ(−β h), as if a share ε of preferences were
-    the wrong way round; lowest at β h = log((1 − ε)/ε), not ∞. Source: Mitchell 2023,
-    "A note on DPO with noisy preferences". Raises: ValueError for ε not in [0, 0.5)."""
+    """cDPO: −(1 − ε) log σ(β h) − ε log σ(−β h).
+
+    It takes a share ε of the preferences to be the wrong way round, and so is lowest at
+    a finite h, where β h = log((1 − ε)/ε).
+
+    Raises: ValueError for an ε (`smoothing`) outside [0, 0.5).
+    Source: Mitchell 2023, "A note on DPO with noisy preferences".
+    """
     if not 0 <= smoothing < 0.5:
         raise ValueError(f"smoothing: got {smoothing}, must be in [0, 0.5)")
     as_told = -logsigmoid(beta * h)
@@ -125,9 +130,11 @@ def conservative(h: Tensor, beta: float, smoothing: float = 0.1) -> Tensor:
 
 
 def ipo(h: Tensor, beta: float) -> Tensor:
-    """IPO: (h − 1/(2β))², nats², pulls every h to one finite value, from both sides.
-    Source: Azar et al. 2023, arXiv 2310.12036, equation 17; its τ is our β, its log π
-    are sums (TRL: means)."""
+    """IPO: (h − 1/(2β))², in nats², pulls every h to one finite value from both sides.
+
+    Source: Azar et al. 2023, arXiv 2310.12036, equation 17, where β is called τ. Its
+    log π are sums over an answer's tokens, as ours; TRL takes means.
+    """
     return (h - 1 / (2 * beta)) ** 2
 
 
@@ -176,10 +183,12 @@ def dpo_loss(
 
 
 def make_pairs(rewards: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Pair the best answer to a problem with the worst, the second with the second ...
+    """Pair the best answer to a problem with the worst, the second best with the second
+    worst, and so on.
 
-    Ties are broken by chance, and equal rewards make no pair. So rewards of 0 and 1
-    give min(#right, #wrong) disjoint random pairs a problem; at most `most` are kept.
+    Chance decides the order of equal rewards, and two equal rewards make no pair. With
+    rewards of 0 and 1 a problem so gets as many random pairs as it has right answers,
+    or wrong ones if these are fewer. At most `most` of them are kept.
 
     Shapes: rewards (P, K) -> (N, 2): rows of the P * K answers, chosen and rejected.
     Raises: ValueError for another rank, K < 2, rewards not finite, most < 1.

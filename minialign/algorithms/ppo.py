@@ -8,10 +8,11 @@ rounds. π_old draws answers; then a few steps ascend
 A *critic* guesses, before each token, what the answer will still earn: the *value* V.
 The *advantage* A of a token compares what came after it with that guess; the loss takes
 it *whitened*, shifted and scaled to mean 0 and deviation 1 over the draw. The KL to the
-*reference*, a frozen model, is paid inside the rewards, token by token. The *clip* is
-what makes more than one step on the same answers safe: a token whose ratio ρ has moved
-out of 1 ± ε in the direction that A asked for has no slope of its own any more, and
-nothing pushes it further.
+*reference*, a frozen model, is paid inside the rewards, token by token. The *clip* lets
+more than one step be taken on the same answers: a token whose ratio ρ has moved out of
+1 ± ε in the direction that A asked for has no slope of its own any more. That is no
+bound on how far it moves, since other tokens and the optimiser's momentum still move
+it.
 
 Source: Schulman et al. 2017, arXiv 1707.06347, equation 7.
 
@@ -259,9 +260,9 @@ def gae(
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
     """(x − mean) / √(population variance + 1e-8) over live slots; 0 if all are equal.
 
-    Of the advantages of a whole draw: so the size of a step does not depend on the
-    scale of the rewards. Signs may change: what was good, and less so than the mean,
-    is pushed down.
+    `train` whitens the advantages of a whole draw at once, so that the size of a step
+    does not depend on the scale of the rewards. An advantage may change its sign: a
+    token that did well, but less well than the mean, is pushed down.
 
     Shapes: (B, S) -> (B, S), 0 at masked slots. Units: standard deviations.
     Gradient: none. Raises: ValueError, TypeError. Source: N-details, 1e-8 included.
@@ -311,10 +312,11 @@ def value_loss(
     clip: float | None = None,
     count: Count | None = None,
 ) -> Tensor:
-    """½ mean of max((V − R)², (V_old + clip(V − V_old, ±c) − R)²); None: no clip.
+    """½ mean of max((V − R)², (V_old + clip(V − V_old, ±c) − R)²).
 
-    Flat where V has moved by more than c and lies nearer to R than the clipped value
-    does: it came far enough for one draw. Where it moved away, it keeps its slope.
+    A `clip` of None leaves the second of the two out. The loss is flat where V has
+    moved by more than c and lies nearer to R than the clipped value does: it came far
+    enough for one draw. A value that moved away from R keeps its slope.
 
     Shapes: all (B, S) -> (). Units: of the reward, squared. Reduction: token mean;
     `count` replaces the number of live tokens.
@@ -332,8 +334,10 @@ def value_loss(
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 − Var(R − V) / Var(R) at live tokens: 1 at best, 0 for a constant guess, less
-    for a worse one. R is what V should have guessed.
+    """How much of what was earned the critic foresaw: 1 − Var(R − V) / Var(R).
+
+    R is what V should have guessed; only live tokens count. The best is 1, a constant
+    guess has 0, and a worse one less than 0.
 
     Shapes: all (B, S) -> a number; 0 where R does not vary, and nothing is to explain.
     Raises: ValueError, TypeError.

@@ -13,8 +13,8 @@ much better than b it did. A weight of 1 on given answers is SFT again.
 
 Details: the batch mean includes the answer it is subtracted from, which multiplies the
 expected gradient by (B − 1)/B and leaves its direction; RLOO repairs that, problem by
-problem.
-We divide by the number of answers, never by their length: the unbiased reduction.
+problem. We divide by the number of answers and never by their length, which keeps the
+gradient unbiased.
 
 Lesson: lessons/11_reinforce.py
 
@@ -124,8 +124,8 @@ def reinforce_loss(
 
     L = −(1/B) Σ_i A_i Σ_s mask[i, s] logprobs[i, s], A_i = R_i − b.
 
-    Its value is no measure of progress, only its gradient matters. Where A averages to
-    0 it is minus the covariance of A and log π(y).
+    Only its gradient matters: its value is no measure of progress. (Where A averages to
+    0, it is minus the covariance of A and log π(y).)
 
     Shapes: logprobs, mask (B, S); advantages (B,) -> ().
     Units: reward x nats. Reduction: sequence sum / B; `count` replaces B, so that

@@ -1,7 +1,8 @@
 """Rejection sampling: draw several answers, keep the good ones, imitate those, repeat.
 
-Objective, each round anew: maximise Σ log π(y | x) over the answers y that were kept
-among K drawn from π to each problem x. The reward decides what is kept, nothing else.
+Each round draws K answers from π to each problem x, keeps some of them, and maximises
+Σ log π(y | x) over the kept answers y. The reward decides which are kept, and has no
+other part in it.
 
 Source: RAFT, arXiv 2304.06767, algorithm 1; Llama 2, arXiv 2307.09288, section 3.2.3.
 
@@ -105,7 +106,7 @@ def select_right(
     generator: torch.Generator,
     threshold: float = 0.0,
 ) -> Tensor:
-    """Every answer that earned more than `threshold`, which is 0 where that is failure.
+    """Every answer that earned more than `threshold`, which is what failure earns.
 
     Shapes: rewards, lengths (P, K) -> (P, K) bool. Raises: ValueError for another rank
     or rewards that are not finite.
@@ -121,7 +122,9 @@ def select_best(
     generator: torch.Generator,
     threshold: float = 0.0,
 ) -> Tensor:
-    """One best answer per problem, ties by chance; none where nothing earned more.
+    """One best answer per problem, if it earned more than `threshold`.
+
+    Among equally good answers chance decides.
 
     Shapes, raises: as `select_right`.
     """
@@ -136,7 +139,9 @@ def select_top(
     generator: torch.Generator,
     threshold: float = 0.0,
 ) -> Tensor:
-    """The best P of all P * K answers, ties by chance; none that earned no more.
+    """The best P of all P * K answers, of those that earned more than `threshold`.
+
+    Among equally good answers chance decides.
 
     Shapes, raises: as `select_right`. Source: RAFT's `top`.
     """
@@ -197,10 +202,13 @@ def keep_all(earlier: Pool, new: Pool) -> Pool:
 def likelihood_loss(
     logprobs: Tensor, weights: Tensor, mask: Tensor, count: Count | None = None
 ) -> Tensor:
-    """L = −(1/count) Σ_i w_i Σ_s mask[i, s] logprobs[i, s]: w = 1 kept, w = 0 not.
+    """L = −(1/count) Σ_i w_i Σ_s mask[i, s] logprobs[i, s].
 
-    All w = 1 and count the number of live tokens: SFT, as `train` does. w the rewards
-    of fresh answers and count their number: REINFORCE without a baseline, unbiased.
+    The weight w of an answer is 1 if it was kept and 0 if not. With w = 1 for all and
+    the number of live tokens as count, this is the loss of SFT; so `train` calls it.
+    With the rewards of fresh answers as weights and the number of answers as count, it
+    is REINFORCE without a baseline, whose gradient is unbiased.
+
     Shapes: logprobs, mask (B, S); weights (B,) -> (). Units: nats x those of w.
     Reduction: sequence sum / count; None: all rows with a live token, kept or not.
     Gradient: through logprobs only. Source: RAFT.

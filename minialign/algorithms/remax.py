@@ -2,8 +2,9 @@
 
 Objective: J(π) = E_x E_{y ~ π(·|x)} [ r(x, y) ] − β KL(π ‖ reference).
 Gradient: ∇J = E[ (r(x, y) − r(x, greedy(x)) − β Σ_s k1[s]) ∇ log π(y | x) ], with
-k1 = log π − log reference; the greedy answer takes the likeliest token at every step.
-It does not look at the sampled one: a baseline, and it costs no bias.
+k1 = log π − log reference. The greedy answer takes the likeliest token at every step.
+Its reward does not depend on the sampled answer, so it is a baseline like any other:
+subtracting it leaves the mean of the gradient as it was.
 
 Source: Li et al. 2023, arXiv 2310.10505: Σ_t ∇ log π_t times the sampled answer's
 reward less the greedy one's, averaged over prompts; no discount, no critic, no ratio.
@@ -13,9 +14,9 @@ The price is one more answer per problem, and no gradient where the two rewards 
 
 Details: the KL of the whole answer comes out of its reward: that is the exact gradient.
 The authors' code (liziniu/ReMax) discounts by 0.99 from the last token, clamps at ±5,
-takes the mean over tokens, gives a token the KL of that token alone (`=` for `+=`: its
-issue 4), and samples with top-p 0.9 while it scores without. `code_weights` is that
-way, but for top-p.
+takes the mean over tokens, gives a token the KL of that token alone (its issue 4: there
+is `=` where `+=` was meant), and samples with top-p 0.9 while it scores without.
+`code_weights` does all of this except top-p.
 
 Lesson: lessons/12_remax.py
 

@@ -6,7 +6,7 @@ Objective, for one problem x whose answers y_1 ... y_K earned r_1 ... r_K:
     L_rank = Σ_{r_i < r_j} max(0, p_i − p_j),    p_i = log π(y_i | x) / |y_i|
     L_sft = −log π(y_best | x)
 
-Who earned more shall be likelier per token, and the best answer is imitated.
+An answer that earned more shall be likelier per token, and the best is imitated.
 
 Source: Yuan et al. 2023, arXiv 2304.05302, equations 1 to 4.
 
@@ -130,7 +130,8 @@ def ranking_loss(
 ) -> Tensor:
     """L = 1/P Σ_problems Σ_{r_i < r_j} max(0, margin + p_i − p_j): a *sum* over pairs.
 
-    What p lacks to stand in the order of the rewards: equal ones make no pair.
+    It is 0 where every answer that earned more has a p that is higher by the margin.
+    Answers with equal rewards make no pair.
 
     Shapes: mean_logprobs, rewards (P, K) -> (). Units: of the former. Reduction: mean
     over problems; `count` replaces P, so that micro-batches of whole problems add up.
@@ -153,11 +154,12 @@ def ranking_loss(
 
 
 def best_answers(rewards: Tensor, threshold: float = 0.0) -> Tensor:
-    """The best answer to each problem, of equals the first; none if it earned no more
-    than `threshold`, which is 0 where that is failure.
+    """The best answer to each problem, unless it earned no more than `threshold`.
 
-    The policy's own answers come in no order, so that the first of equals is a random
-    one. Shapes: (P, K) -> (P, K) bool. Raises: ValueError, TypeError as `check_groups`.
+    `threshold` is what failure earns, 0 in this course. Of equally good answers the
+    first is taken: the policy's own come in no order, so that it is a random one.
+
+    Shapes: (P, K) -> (P, K) bool. Raises: ValueError, TypeError as `check_groups`.
     """
     check_groups("rewards", rewards)
     best = F.one_hot(rewards.argmax(1), rewards.shape[1]).bool()  # (P, K)

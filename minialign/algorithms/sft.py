@@ -4,9 +4,9 @@ Objective: maximise Σ_t log π(y_t | x, y_<t) over demonstrations (x, y): maxim
 likelihood of the answers, their end-of-sequence token included, given the questions.
 Question tokens are read but not scored.
 
-It is the start of every recipe for alignment (InstructGPT, arXiv 2203.02155, step 1)
-and the measure for the rest: SFT reproduces its teachers in the proportions in which
-it met them. What it cannot do is prefer the better ones.
+It is the first step of most recipes for alignment (InstructGPT, arXiv 2203.02155, step
+1), and what the other methods are measured against. SFT reproduces its teachers in the
+proportions in which it met them. What it cannot do is prefer the better ones.
 
 Details that differ between codes: TRL averages over the tokens of a batch, the DPO
 authors sum over each answer. We divide by a token count common to many batches, so a
