@@ -110,8 +110,8 @@ print(f"right: {p:.3f} at the reference, {world.chances(star) @ world.RIGHT:.3f}
 #
 # Sixteen variants of the methods walk along their own expected gradients: imitation,
 # RRHF and DPO in one round and in four, DPO with noisy labels, REINFORCE without a
-# price on KL and with one, ReMax, RLOO, PPO, and GRPO with four kinds of price. How
-# many of the sixteen end at π*, with no more than a thousandth of all chance elsewhere?
+# price on KL and with one, ReMax, RLOO, PPO, and four variants of GRPO. How many of the
+# sixteen end at π*, with no more than a thousandth of all chance elsewhere?
 
 # %%
 my_guess = 10  # edit me
@@ -510,9 +510,9 @@ run = {
 # %% [markdown]
 # ## What we found
 #
-# No answer was drawn, so no number has an interval. What lies at π* lies there to
-# rounding; where the others stand is where 800 steps of Adam left them, in one world
-# (seed 0).
+# No answer was drawn, so no number has an interval. What lies at π* lies there to less
+# than a millionth; where the others stand is where 800 steps of Adam left them, in one
+# world (seed 0).
 #
 # * Seven of the sixteen end at π* in both worlds. They are REINFORCE, ReMax, RLOO, PPO
 #   (with V = 0 and λ = 1) and GRPO where the price of KL is paid in the reward as k1,
