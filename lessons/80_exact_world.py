@@ -65,7 +65,8 @@ MASK = world.MASK
 # made of the tokens `a`, `b` and `.`, which ends an answer. An answer is right if it
 # ends and holds exactly one `b`. The policy is a table that can give the 15 any chances
 # at all. Expectations are sums over the 15, over all pairs, or over all groups of
-# three.
+# three. We reward the answers in two ways. In the first, right answers earn 1 and all
+# others 0. In the second, a wrong answer that at least ends earns 0.4.
 #
 # A method then has a *destination*: the policy where its expected gradient is 0. Where
 # should it be? Lesson 04 had the identity
@@ -514,21 +515,24 @@ run = {
 # than a millionth; where the others stand is where 800 steps of Adam left them, in one
 # world (seed 0).
 #
-# * Seven of the sixteen end at π* in both worlds. They are REINFORCE, ReMax, RLOO, PPO
-#   (with V = 0 and λ = 1) and GRPO where the price of KL is paid in the reward as k1,
-#   GRPO without divisions and with ratio x k3 in the loss, and DPO with Bradley-Terry
-#   labels. They are seven ways to the same policy.
+# * Seven of the sixteen end at π* under both rewards. They are REINFORCE, ReMax, RLOO,
+#   PPO (with V = 0 and λ = 1) and GRPO where the price of KL is paid in the reward as
+#   k1, GRPO without divisions and with ratio x k3 in the loss, and DPO with
+#   Bradley-Terry labels. They are seven ways to the same policy.
 # * Why do GRPO's divisions do no harm when k1 is paid? At π* the paid reward r − β k1
 #   is the same for *all* answers. So every advantage is 0 there, whatever it is divided
-#   by. A policy that cannot be π* would not have this comfort.
+#   by. Where the policy cannot be π*, the divisions move the destination (exercise 3).
 # * REINFORCE without a price becomes right nearly always and goes on: after 800 steps
 #   it is 0.37 nats beyond what its reward needs. DPO with sure labels goes on too, 0.05
-#   nats too far in the first world and 0.38 in the second. (In two other worlds
-#   REINFORCE wasted 0.27 and 1.53.) Imitation and RRHF keep to the frontier where
-#   rewards are 0 and 1. Where they are graded, one round leaves it, and four rounds
-#   come back to it.
-# * GRPO's k3 in the loss ends elsewhere, and it is not the divisions: without them it
-#   ends elsewhere too, while ratio x k3, at the same price, arrives. The value of k3 is
+#   nats too far under the first reward and 0.38 under the second. (In the worlds of two
+#   other seeds REINFORCE wasted 0.27 and 1.53.) Imitation and RRHF keep to the frontier
+#   where rewards are 0 and 1. Where they are graded, one round leaves it, and four
+#   rounds come back to it.
+# * GRPO with k3 in the loss ends elsewhere. With the divisions it could hardly be
+#   otherwise, for the price then weighs KL against rewards in units of their deviation.
+#   But it ends elsewhere without them too, while ratio x k3 of the *whole answer*, at
+#   the same price, arrives. (Summed over tokens, as it is used in practice, ratio x k3
+#   has not quite the gradient of the KL either, as the table shows.) The value of k3 is
 #   the KL. Its gradient is that of the *other* KL, KL(ref ‖ π), if it is taken of the
 #   whole answer; summed over tokens it is neither.
 # * k1 as a loss has no mean gradient at all on fresh answers. And as a loss per token

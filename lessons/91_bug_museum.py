@@ -9,9 +9,10 @@
 # **Read before:** [lesson 16](16_grpo.py): groups, the ratio, the clip and the two
 # divisions of GRPO.
 #
-# **Paper:** none. Mistakes of all six kinds have been made in code that many use.
+# **Paper:** none. Mistakes like the fourth and the fifth are known from public code
+# (lesson 33 shows one), and the others are easily made.
 #
-# **Look at:** the dotted line in Figure 1, and the dots on either side of it.
+# **Look at:** where the dots of Figure 1 lie beside the dotted line.
 #
 # **Turn first:** a line of your own in `minialign/algorithms/grpo.py`.
 #
@@ -78,10 +79,11 @@ right_scores = token_logprobs
 #
 # Six mistakes hang here. None raises an error and each is a line or two. In each case
 # we say what should have been written, and what was. `mask` is true on the tokens that
-# the policy chose; `right_loss` and `right_scores` are the library's own functions,
-# under names that stay when something else hangs in their place. (Two of the six, the
-# first and the fifth, are near to things that other algorithms do on purpose. Here GRPO
-# was meant.)
+# the policy chose; `right_loss` and `right_scores` keep the library's own functions,
+# because the names in the library will be made to point to the wrong ones. (Two of the
+# six are near to things that are done elsewhere on purpose. A batch mean compares all
+# answers of a batch, as the first does, and Dr. GRPO divides by a constant, nearly as
+# the fifth does. They are mistakes here because GRPO was meant.)
 #
 # **1. One mean for all.** Advantages compare answers to *one* problem. Here the mean
 # and the deviation are those of the whole batch.
@@ -93,10 +95,12 @@ def of_the_batch(rewards: Tensor) -> Tensor:
 
 
 # %% [markdown]
-# **2. The needless min.** `min(ratio * A, clipped * A)` became `clipped * A`.
+# **2. The needless min.** The loss should hold `min(ratio * A, clipped * A)`. Somebody
+# thought the `min` needless and kept `clipped * A`. Then a token whose ratio has left
+# the range the wrong way gets no gradient, and is not called back.
 #
 # **3. Old is new.** The ratio divides by the policy that *drew* the answers; here by
-# the policy as it is now.
+# the policy as it is now. Then the ratio is always 1, and the clip never ends a pull.
 #
 # **4. EOS forgotten.** The last token of an answer says "I have finished". Here it fell
 # out of the mask, as it easily does where padding has the same id.
@@ -187,6 +191,7 @@ def other_problems() -> float:
 
 def no_way_back() -> float:
     """A bad token grew likelier by half: how much of the pull down is lost?"""
+    # With A = −1 the right slope is the ratio itself, 1.5.
     return abs(slope(1.5, -1.0) / 1.5 - 1)
 
 
@@ -248,9 +253,10 @@ for mistake, ask in PROPERTIES.items():
 # %% [markdown]
 # ## Predict
 #
-# Now what most of us look at: each mistake is trained from the base for 4,096 answers,
-# in the place of the right line, with one seed. How many of the six will end clearly
-# below the right code, with intervals over problems that do not overlap?
+# Now what most of us look at. Put each mistake in the place of the right line, and
+# train from the base on 4,096 answers, with one seed. Call a run *clearly below* the
+# right code if the upper end of its 95 % interval over problems lies under the lower
+# end of the right code's. How many of the six will be?
 
 # %%
 my_guess = 3  # edit me
@@ -258,10 +264,13 @@ my_guess = 3  # edit me
 # %% [markdown]
 # ## Train
 #
-# Sixteen updates each, judged on validation problems. Right code is trained with three
-# seeds, so that we see how far apart equal code may end. The run with two temperatures
-# draws at 0.7, so it is compared with right code that draws and scores at 0.7. All are
-# judged at temperature 1, which is kind to that mistake.
+# Each run has sixteen updates, with two steps on each draw, and is judged on validation
+# problems. We look at its end alone: if that lies above the base, its curve has risen.
+# Right code is trained with three seeds, so that we see how far apart equal code may
+# end. The run with two temperatures draws at 0.7, so it is compared with right code
+# that draws and scores at 0.7. All are judged at temperature 1. This favours the
+# mistake, since the right code at 0.7 improves the policy as it is drawn at 0.7, and is
+# judged at a temperature that it was not trained for.
 
 
 # %%
@@ -280,6 +289,8 @@ def run_grpo(config, settings, mistake="", later=0) -> tuple:
             verifier,
             config,
             generator=settings.generator("sampling"),
+            # Named here: a default would still be the right function while the wrong
+            # one hangs in its place.
             advantage=grpo.group_advantages,
             reduction=grpo.per_sequence,
             reference=reference,
@@ -378,8 +389,9 @@ course.finish(settings, run, course.as_estimate(right), course.as_estimate(worst
 # ## Readers' questions
 
 # %% [markdown] tags=["folded"]
-# **Are mistakes 2 and 3 not harmless in the first step of a draw?** They are, for the
-# ratio is 1 there. With one step a draw nobody would ever notice. Here there are two.
+# **Do mistakes 2 and 3 do harm in the first step of a draw?** No. The ratio is 1 there,
+# and the gradient is right. With one step on each draw nobody would ever notice. Here
+# there are two.
 #
 # **How do I find properties for my own code?** Ask what must not matter: padding, the
 # order of a batch, its division into micro-batches, other problems' rewards, the
