@@ -60,9 +60,10 @@ config = grpo.GRPOConfig(
 #
 # GRPO, *group relative policy optimisation*, is the algorithm that DeepSeek-R1 made
 # famous. It draws a group of K answers to each problem, as RLOO does. It may take
-# several clipped steps on each draw, as PPO does (its authors took one, we take four).
+# several clipped steps on each draw, as PPO does (its authors took one, we take two).
 # It has no critic. What is its own are two divisions. The first divides the advantages
-# of every group by the standard deviation of its rewards,
+# of every group by the standard deviation of its rewards (PPO's whitening has one
+# deviation for the whole draw, which changes the size of a step and nothing else),
 #
 #     A_i = (r_i − r̄) / std(r_1 … r_K)
 #
@@ -113,7 +114,9 @@ hand = course.hand_table(settings.lesson, rows, beside="13_rloo")
 # %% [markdown]
 # Under GRPO, a token of the short right answer weighs several times as much as one of
 # the long right answer, and a token of the short wrong answer is pushed down several
-# times as hard as one of the long wrong one.
+# times as hard as one of the long wrong one. So among right answers the short ones gain
+# most, and among wrong answers the long ones lose least: who is going to be wrong does
+# better to be wrong at length. Under Dr. GRPO neither preference exists.
 #
 # GRPO's loss is 0 here, because every ratio is 1, every answer counts once, and the
 # advantages of a group sum to 0. It will be 0 in the first step of every draw: the loss
@@ -133,7 +136,7 @@ my_guess = 0.5  # edit me
 # %% [markdown]
 # ## Train
 #
-# Each update draws 8 answers to each of 32 problems and takes four steps on them.
+# Each update draws 8 answers to each of 32 problems and takes two steps on them.
 
 
 # %%
@@ -197,11 +200,11 @@ for name, share in relative.items():
     print(f"{name:<24} p = 0.05 weighs {share:.2f} of p = 0.5")
 
 # %% tags=["plot"]
-divided = relative["divided by std, K = 8"]
-plain = relative["not divided, K = 8"]
+with_std = relative["divided by std, K = 8"]
+without = relative["not divided, K = 8"]
 figure, (problems, answers) = plotting.new_figure(
     2,
-    f"Dividing by spread: rare successes weigh {divided:.2f} instead of {plain:.2f}; "
+    f"Dividing by std: rare successes weigh {with_std:.2f} instead of {without:.2f}; "
     "by length: a short answer's tokens count more",
     width=6.4,
     height=4.2,
@@ -252,42 +255,48 @@ course.predict(
 # Without the division, the weight of a problem is 2 p (1 − p)(K − 1)/K. That is what
 # the gradient of accuracy asks for: ∇p = p (1 − p) · (mean ∇ log π of right answers −
 # that of wrong ones). With the division, and with very many answers, it goes as √(p (1
-# − p)). Now ∇p/√(p (1 − p)) is the slope of 2 arcsin √p. So who divides by the standard
-# deviation, takes one step a draw and has many answers climbs the mean of *that*, and
-# not accuracy. With K = 8 much of the difference is gone, because a problem with p =
-# 0.05 mostly comes as a dead group.
+# − p)). Now ∇p/√(p (1 − p)) is the slope of 2 arcsin √p. So whoever divides by the
+# standard deviation but not by the length, takes one step on each draw and has many
+# answers to a problem climbs the mean of *that*, and not accuracy. With K = 8 much of
+# the difference is gone. At p = 0.05 two groups in three are dead, and weigh nothing
+# whether they are divided or not. The division can only enlarge the groups that are
+# left.
 #
 # ## Break it: take each part away
 #
-# Runs of 4,096 answers from the base, judged on validation, all at the learning rate
-# that was tuned for GRPO. *No std* and *no length* lack one division, *Dr. GRPO* lacks
-# both, and the last arm drops the clip. (The paper also has a price on KL in its loss,
-# an estimate called k3. We leave it out, as most do now; [lesson 80](80_exact_world.py)
-# shows what it does.)
+# Runs of 4,096 answers from the base, judged on validation, with four passes over each
+# draw, so that the clip has something to do, and all at the learning rate that was
+# tuned for GRPO. (AdamW divides the gradient by its own size, so that a constant factor
+# in the loss hardly matters. Whether another rate would suit an arm better was not
+# tried.) *No std* and *no length* lack one division, *Dr. GRPO* lacks both, and the
+# last arm drops the clip. (The paper also has a price on KL in its loss, an estimate
+# called k3. We leave it out, as most do now; [lesson 80](80_exact_world.py) shows what
+# it does.)
 
 # %%
 short = replace(config, updates=settings.pick(1, 16, 16))
-two = replace(short, epochs=2)
+four = replace(short, epochs=4)
 tuning = {  # name: (config, other arguments)
-    "2 epochs, lr 2e-4": (replace(two, lr=2e-4), {}),
-    "2 epochs, lr 4e-4": (replace(two, lr=4e-4), {}),
-    "2 epochs, lr 8e-4": (two, {}),
-    "2 epochs, lr 1.6e-3": (replace(two, lr=1.6e-3), {}),
+    "2 epochs, lr 2e-4": (replace(short, lr=2e-4), {}),
+    "2 epochs, lr 4e-4": (replace(short, lr=4e-4), {}),
+    "2 epochs, lr 8e-4": (short, {}),
+    "2 epochs, lr 1.6e-3": (replace(short, lr=1.6e-3), {}),
     "1 epoch": (replace(short, epochs=1), {}),
-    "4 epochs": (short, {}),
+    "4 epochs": (four, {}),
 }
 no_std = {"advantage": grpo.centred_advantages}
 no_length = {"reduction": grpo.by_constant}
 trials = tuning | {
-    "no std": (short, no_std),
-    "no length": (short, no_length),
-    "Dr. GRPO": (short, no_std | no_length),
-    "broken: no clip": (replace(short, eps_low=1.0, eps_high=1e9), {}),
+    "no std": (four, no_std),
+    "no length": (four, no_length),
+    "Dr. GRPO": (four, no_std | no_length),
+    "broken: no clip": (replace(four, eps_low=1.0, eps_high=1e9), {}),
 }
-DEFAULT = "4 epochs"  # the settings of the headline run
+DEFAULT = "2 epochs, lr 8e-4"  # the settings of the headline run
+WHOLE = "4 epochs"  # what each of the arms takes a part away from
 tried = exam.run_trials(settings, tokenizer, reference, trials, run_grpo, tuning)
 for name in ("no std", "no length", "Dr. GRPO", "broken: no clip"):
-    exam.compare_trials(tried, name, DEFAULT, f"{name}, or GRPO")
+    exam.compare_trials(tried, name, WHOLE, f"{name}, or GRPO")
 
 # %% tags=["trials"]
 exam.print_trials(tried)
@@ -306,6 +315,59 @@ run["tried"] = {
 run["dead_first"] = series["dead"][0]
 run["dead_last"] = float(np.mean(series["dead"][-5:]))
 
+# %% [markdown]
+# ## What we found
+#
+# * GRPO closes 0.86 [0.83, 0.89] of the gap: the mean of three seeds, with Student's
+#   interval over them. It costs 1.68 nats. Of the second skill, 0.76 before, it has
+#   0.36, 0.62 and 0.56 left, by seed: no other method so far has lost as much, nor as
+#   unevenly.
+# * Derived: dividing by the standard deviation raises the weight of a problem with p =
+#   0.05 from 0.19 to 0.25 of one with p = 0.5 in groups of 8, and to 0.42 in groups of
+#   64.
+# * In training we see neither division. With four passes over each draw, the whole
+#   reaches 0.745, without the first division 0.765, without the second 0.721, and
+#   without both 0.715. All four intervals overlap. Nor do the lengths differ: 33.3 to
+#   33.6 tokens an answer. The growth of wrong answers that made Dr. GRPO's case was
+#   seen on answers of thousands of tokens, and ours have thirty.
+# * The clip matters where a draw serves four steps: without it the run breaks down to
+#   0.130, far below the base.
+# * In the first batch 0.16 of the groups are dead, and in the last five 0.70.
+#
+# All comparisons of settings are of one seed, 4,096 answers each, on validation
+# problems. That a division cannot be seen here does not make it harmless elsewhere:
+# what is derived holds anywhere.
+
+# %% tags=["record"]
+course.check(
+    "16_grpo",
+    {
+        "gap_closed": "0.86",
+        "kl": "1.68",
+        "second_skill before": "0.76",
+        "second_skill after, seed 0": "0.36",
+        "second_skill after, seed 1": "0.62",
+        "second_skill after, seed 2": "0.56",
+        "relative_weight > not divided, K = 8, seed 0": "0.19",
+        "relative_weight > divided by std, K = 8, seed 0": "0.25",
+        "relative_weight > divided by std, K = 64, seed 0": "0.42",
+        "dead_first, seed 0": "0.16",
+        "dead_last, seed 0": "0.70",
+    },
+)
+course.check(
+    "16_grpo_trials",
+    {
+        "accuracy, seed 4 epochs": "0.745",
+        "accuracy, seed no std": "0.765",
+        "accuracy, seed no length": "0.721",
+        "accuracy, seed Dr. GRPO": "0.715",
+        "accuracy, seed broken: no clip": "0.130",
+        "length, seed Dr. GRPO": "33.3",
+        "length, seed no std": "33.6",
+    },
+)
+
 # %% tags=["record"]
 exam.finish(settings, run, before, after)
 
@@ -314,9 +376,10 @@ exam.finish(settings, run, before, after)
 
 # %% [markdown] tags=["folded"]
 # **Is GRPO's gradient biased?** With both divisions left out and one step a draw, its
-# mean is the true gradient times a constant. The division by the standard deviation
-# changes how much each problem counts, and so turns the sum over problems. The division
-# by length turns the gradient of each single problem, because it looks at the answer.
+# mean is the true gradient times a constant. As long as rewards are 0 or 1, the
+# division by the standard deviation changes only how much each problem counts, and so
+# turns the sum over problems. The division by length turns the gradient of each single
+# problem, because it looks at the answer.
 #
 # **Which reduction is in use?** It differs, and it changes. The paper averages over
 # each answer, the library TRL now averages over all tokens of a batch, and Dr. GRPO

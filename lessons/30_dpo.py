@@ -417,8 +417,10 @@ run["rejected_shift"] = float(np.mean(series["rejected_shift"][late]))
 # ## What we found
 #
 # * DPO closes 0.76 [0.69, 0.84] of the gap: the mean of three seeds, with Student's
-#   interval over them. It costs 2.42 nats. The second skill falls from 0.76 to 0.70,
-#   0.62 and 0.65.
+#   interval over them. It costs 2.42 nats. The curve does not rise all the way: in each
+#   of the three runs accuracy falls in the second round and comes back. The settings
+#   were chosen on a single round, as for every method, and we guess that they are too
+#   rash for four. The second skill falls from 0.76 to 0.70, 0.62 and 0.65.
 # * The base's terse right answers lose 12.9 nats, nearly as many as its terse wrong
 #   ones, 14.2. No pair ever rejected one of them. They begin with the same `####` as
 #   the terse wrong answers that many pairs do reject, and we guess that this is why

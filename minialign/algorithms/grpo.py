@@ -90,7 +90,7 @@ KLTerm = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # as `k3_term`
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    """Defaults: the headline run of 16,384 answers; lr: lesson 16."""
+    """Defaults: the headline run of 16,384 answers; lr and epochs: lesson 16."""
 
     updates: int = 64  # batches drawn
     prompts: int = 32  # problems per update
@@ -98,7 +98,7 @@ class GRPOConfig:
     max_new_tokens: int = 128  # a longer answer is truncated, and counted
     truncated_reward: float = 0.0  # what a truncated answer earns
     temperature: float = 1.0  # of sampling and of scoring: one number
-    epochs: int = 4  # passes over the update's answers; paper: 1
+    epochs: int = 2  # passes over the update's answers; paper: 1
     minibatches: int = 1  # optimiser steps per pass, answers dealt anew for each pass
     eps_low: float = 0.2  # clip below 1 - eps_low; 1: never, for ratios are > 0; as PPO
     eps_high: float = 0.2  # clip above 1 + eps_high; inf: never
