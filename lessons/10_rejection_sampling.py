@@ -297,7 +297,8 @@ for name in ("one best per problem", "two rounds, latest", "two rounds, all"):
 # %% tags=["trials"]
 exam.print_trials(tried)
 figure, (accuracy, cost) = plotting.new_figure(2, "Settings tried, 4,096 answers each")
-plotting.draw_trials(accuracy, tried, default=FILTER)
+base = exam.base_on_validation()
+plotting.draw_trials(accuracy, tried, default=FILTER, base=base)
 plotting.draw_trial_prices(cost, tried)
 trials_path = settings.figure_path.with_name(f"{settings.lesson}_trials.png")
 plotting.save_figure(figure, trials_path)

@@ -323,7 +323,8 @@ exam.compare_trials(tried, "lr 8e-4", "batch mean", "No baseline, or the batch m
 # %% tags=["trials"]
 exam.print_trials(tried)
 figure, (accuracy, cost) = plotting.new_figure(2, "Settings tried, 4,096 answers each")
-plotting.draw_trials(accuracy, tried, default="lr 8e-4")
+base = exam.base_on_validation()
+plotting.draw_trials(accuracy, tried, default="lr 8e-4", base=base)
 plotting.draw_trial_prices(cost, tried)
 trials_path = settings.figure_path.with_name(f"{settings.lesson}_trials.png")
 plotting.save_figure(figure, trials_path)

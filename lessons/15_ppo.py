@@ -401,7 +401,8 @@ exam.compare_trials(tried, "λ 1", "no critic", "With a critic or without, at λ
 # %% tags=["trials"]
 exam.print_trials(tried)
 figure, (accuracy, leash) = plotting.new_figure(2, "Settings tried, 4,096 answers each")
-plotting.draw_trials(accuracy, tried, default=DEFAULT)
+base = exam.base_on_validation()
+plotting.draw_trials(accuracy, tried, default=DEFAULT, base=base)
 for color, name in zip(plotting.COLORS, (DEFAULT, "no clip", BROKEN), strict=False):
     if name in tried:
         plotting.draw_runs(

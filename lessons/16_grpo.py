@@ -301,7 +301,8 @@ for name in ("no std", "no length", "Dr. GRPO", "broken: no clip"):
 # %% tags=["trials"]
 exam.print_trials(tried)
 figure, (accuracy, cost) = plotting.new_figure(2, "Settings tried, 4,096 answers each")
-plotting.draw_trials(accuracy, tried, default=DEFAULT)
+base = exam.base_on_validation()
+plotting.draw_trials(accuracy, tried, default=DEFAULT, base=base)
 near = [name for name in tried if tried[name]["kl"][0] < 10]
 plotting.draw_trial_prices(cost, tried, near)
 trials_path = settings.figure_path.with_name(f"{settings.lesson}_trials.png")

@@ -7,6 +7,7 @@ reports the way between them. Trials say how much of it is due to the method's s
     distance, report                            what its training brought, and the price
     finish                                      the end of such a lesson
     run_trials, print_trials, compare_trials    the same algorithm under other settings
+    base_on_validation                          what such trials start from
     choose                                      which of them a headline run takes
 """
 
@@ -337,6 +338,16 @@ def print_trials(trials: Mapping[str, dict]) -> None:
             f"{name:<38}{accuracy:>22}{trial['greedy'][0]:>8.3f}{trial['kl'][0]:>7.2f}"
             f"{trial['length']:>8.1f}{trial['pass_at_4']:>8.3f}"
         )
+
+
+def base_on_validation() -> float | None:
+    """The base's sampled accuracy on the problems that trials are judged by.
+
+    Lesson 10 measured it; None before its record is made.
+    """
+    runs = plotting.load_record("10_rejection_sampling")
+    arms = runs.get("0", {}).get("arms", {})
+    return arms["the base"][0] if "the base" in arms else None
 
 
 def compare_trials(trials: Mapping[str, dict], one: str, two: str, what: str) -> None:

@@ -182,3 +182,12 @@ def test_a_lesson_ends_with_its_strip(folders, monkeypatch):
     assert digests[0] != digests[1]  # the live run lies over the others
     held = plotting.load_record("11_b")["0"]
     assert held["curve"][1] == [0.5, 0.7] and held["before"][0] == 0.25
+
+
+def test_the_base_of_the_trials_is_what_lesson_10_measured(folders):
+    assert exam.base_on_validation() is None  # nothing is on record
+    run = {
+        "arms": {"the base": [0.4, 0.3, 0.5], "imitating at random": [0.2, 0.1, 0.3]}
+    }
+    plotting.save_run("10_rejection_sampling", run, seed=0, local=False)
+    assert exam.base_on_validation() == 0.4
