@@ -426,9 +426,9 @@ run["rejected_shift"] = float(np.mean(series["rejected_shift"][late]))
 #   ones, 14.2. No pair ever rejected one of them. They begin with the same `####` as
 #   the terse wrong answers that many pairs do reject, and we guess that this is why
 #   they fall: what makes that first token rarer makes them all rarer.
-# * But pairs are not to blame, for RLOO has none, and under it the same answers lose
-#   10.0 nats. A policy that learns to work gives up being terse, whichever way it
-#   learns.
+# * But pairs alone are not to blame, for RLOO has none, and under it the same answers
+#   lose 10.0 nats (one seed of each). Under both methods a policy that learns to work
+#   gives up being terse.
 # * Worked wrong answers, which the pairs reject, become 3.1 nats rarer where the base
 #   gave them, and yet the policy gives more of them, 0.15 instead of 0.04, because it
 #   works out far more problems.
