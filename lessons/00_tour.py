@@ -129,20 +129,23 @@ print(f"right: {accuracy_before} before, {accuracy_after} after, a gain of {gain
 # %% tags=["plot"]
 figure, (rise, shares) = plotting.new_figure(
     2,
-    f"From right and wrong alone, it learns to show its work: "
+    f"Told only right or wrong, it learns to show its work: "
     f"{accuracy_before.value:.2f} to {accuracy_after.value:.2f} right",
     width=5.4,
 )
-rise.plot(series["completions"], series["reward"], color=plotting.COLORS[0], alpha=0.3)
-rise.plot(
-    series["completions"],
-    plotting.smoothed(series["reward"], 5),
-    color=plotting.COLORS[0],
-    lw=2.4,
-)
+drawn = series["completions"]
+blue = plotting.COLORS[0]
+rise.plot(drawn, series["reward"], color=blue, alpha=0.3, label="each step")
+smooth = plotting.smoothed(series["reward"], 5)
+rise.plot(drawn, smooth, color=blue, lw=2.4, label="mean of five steps, one run")
+exams = [accuracy_before.value, accuracy_after.value]
+rise.plot([0, drawn[-1]], exams, "D", color=plotting.COLORS[1], label="test problems")
+for at, value in zip((0, drawn[-1]), exams, strict=True):
+    plotting.label(rise, f"{value:.2f}", (at, value), (6, -12))
 forced = facts["forced_worked"][0]
 rise.axhline(forced, color="#444", ls="--", lw=1.2)
-rise.annotate("the base, forced to work", (0, forced + 0.015), fontsize=9)
+rise.annotate("the same model, forced to work", (0, forced + 0.015), fontsize=9)
+rise.legend(loc="lower right")
 rise.set(xlabel="answers drawn", ylabel="share of answers right", ylim=(0, 1.03))
 rise.set_title("how many are right")
 plotting.draw_styles(shares, {"series": series}, "completions", smooth=3)

@@ -194,7 +194,9 @@ for row, style in enumerate(order):
     bars.annotate(
         f" {shares[style]:.0%} of {count:,}", (shares[style], row), va="center"
     )
-bars.set(xlabel="share of wrong answers that hold the right number", xlim=(0, 1))
+bars.set(xlabel="wrong answers that pass, for they hold the right number somewhere")
+bars.set(xlim=(0, 1))
+plotting.in_percent(bars.xaxis)
 plotting.save_figure(figure, settings.figure_path)
 
 # %% [markdown]

@@ -175,34 +175,36 @@ largest = counts[-1]
 shown = min(8, largest)
 figure, (axes,) = plotting.new_figure(
     1,
-    f"One answer is right in {passed[1].value:.0%} of the cases; of {shown} answers, "
-    f"one is in {passed[shown].value:.0%}",
+    f"One answer is right in {passed[1].value:.0%} of cases, at least one of {shown} "
+    f"in {passed[shown].value:.0%}",
     width=9,
     height=4.4,
 )
-for name, line, color in (
-    ("pass@k: one of k is right", passed, plotting.COLORS[0]),
-    ("maj@k: the most frequent is right", majority, plotting.COLORS[1]),
-):
+lines = {  # what a curve shows: (its estimates, color, side of its name)
+    "pass@k: at least one is right": (passed, plotting.COLORS[0], "bottom"),
+    "maj@k: the most frequent is right": (majority, plotting.COLORS[1], "top"),
+}
+for name, (line, color, side) in lines.items():
     values = [line[k].value for k in counts]
     lows = [line[k].low for k in counts]
     highs = [line[k].high for k in counts]
     axes.plot(counts, values, "o-", color=color)
     axes.fill_between(counts, lows, highs, color=color, alpha=0.2)
-    axes.annotate(
-        f"  {name}",
-        (largest, values[-1]),
-        color=color,
-        va="bottom" if line is passed else "top",
-    )
-for text, height, style, place in (
-    ("forced to work", worked.correct.mean(), "--", 1),
-    ("best temperature", best.value, ":", largest * 1.3),
-):
+    axes.annotate(f"  {name}", (largest, values[-1]), color=color, va=side)
+levels = {  # what a straight line shows: (height, style, where its name begins)
+    "forced to work": (worked.correct.mean(), "--", 1),
+    "best temperature": (best.value, ":", largest * 1.3),
+}
+for text, (height, style, place) in levels.items():
     axes.axhline(height, color="#444", ls=style, lw=1.2)
-    axes.annotate(text, (place, height), xytext=(0, 3), textcoords="offset points")
-axes.set(xscale="log", xlabel="k answers", ylabel="accuracy", ylim=(0, 1.03))
-axes.set_xlim(0.9, largest * 6)
+    plotting.label(axes, text, (place, height), (0, 3))
+for k in (1, shown):
+    height = passed[k].value
+    axes.plot(k, height, "o", color=plotting.COLORS[0], ms=11)
+    plotting.label(axes, f"{height:.0%}", (k, height), (6, -16))
+axes.set(xscale="log", xlabel="k answers to a problem (log scale)", ylim=(0, 1.03))
+axes.set(ylabel="share of problems, 95 % bands", xlim=(0.9, largest * 6))
+plotting.in_percent(axes.yaxis)
 axes.set_xticks(counts, counts)
 axes.minorticks_off()
 plotting.save_figure(figure, settings.figure_path)
@@ -253,7 +255,8 @@ print(f"an interval over answers says  ±{by_answers:.3f}")
 # %%
 sizes = [n for n in (25, 50, 100, 200, 500) if n <= len(test)] or [len(test)]
 half_widths = {}
-for name, answers in (("greedy, 1 answer", greedy), (f"{samples} samples", sampled)):
+exams = {"greedy, 1 answer": greedy, f"{samples} samples": sampled}
+for name, answers in exams.items():
     half_widths[name] = []
     for n in sizes:
         found = bootstrap(answers.correct.mean(1)[:n])

@@ -121,7 +121,7 @@ answers = ("worked, right", "guessed, right", "wrong")
 base_chances = np.array([0.30, 0.16, 0.54])
 same_factor = np.array([0.9 * 0.30 / 0.46, 0.9 * 0.16 / 0.46, 0.1])
 all_on_one = np.array([0.88, 0.02, 0.10])
-for name, chances in (("same factor", same_factor), ("all on one", all_on_one)):
+for name, chances in {"same factor": same_factor, "all on one": all_on_one}.items():
     nats = np.sum(chances * np.log(chances / base_chances))
     print(f"{name:<12} right {chances[:2].sum():.2f}, KL {nats:.3f} nats")
 print(f"kl(0.9 ‖ 0.46) = {binary_kl(0.9, 0.46):.3f}")
@@ -183,14 +183,18 @@ for n in (1, 2, 4, 8, 16, 32):
 
 # %% tags=["plot"]
 half = limits["0.5"]
+base = law["1"][0]
 figure, (axes,) = plotting.new_figure(
     1,
-    f"Half a nat could buy {half:.2f}: the frontier is steep at its beginning",
+    f"Half a nat could lift {base:.2f} to {half:.2f}, and best of n comes close",
     width=9,
     height=4.4,
 )
 axes.plot(nats, accuracy, color=plotting.COLORS[0], lw=2.5)
-axes.fill_between(nats, accuracy, 1.02, color="#ddd", alpha=0.6)
+axes.fill_between(nats, accuracy, 1.0, color="#ddd", alpha=0.6)
+axes.plot([0.5, 0.5, 0], [0.4, half, half], ":", color="#444", lw=1.2)
+axes.plot(0.5, half, "o", color=plotting.COLORS[0], ms=8)
+plotting.label(axes, f"{half:.2f}", (0.5, half), (-34, 5))
 axes.annotate("no policy gets here", (0.1, 0.93), fontsize=11, color="#555")
 middle = int(np.searchsorted(nats, 0.2))
 axes.annotate(
@@ -202,15 +206,10 @@ axes.annotate(
 )
 for n, (right, paid, _) in law.items():
     axes.plot(paid, right, "o", color=plotting.COLORS[1])
-    axes.annotate(
-        f"best of {n}" if n != "1" else "the base",
-        (paid, right),
-        xytext=(8, -10),
-        textcoords="offset points",
-        color=plotting.COLORS[1],
-    )
+    name = "the base" if n == "1" else f"best of {n}"
+    plotting.label(axes, name, (paid, right), (8, -12), color=plotting.COLORS[1])
 axes.set(xlabel="KL to the base, nats per answer", ylabel="accuracy on test problems")
-axes.set(xlim=(-0.02, 1.2), ylim=(0.4, 1.02))
+axes.set(xlim=(-0.02, max(nats)), ylim=(0.4, 1.0))
 plotting.save_figure(figure, settings.figure_path)
 
 # %% [markdown]

@@ -92,8 +92,9 @@ config = rs.RejectionSamplingConfig(
 # %%
 tokens, mask, rewards = course.by_hand(tokenizer)
 with torch.no_grad():
-    where = tokens.to(settings.device), mask.to(settings.device)
-    logprobs = token_logprobs(reference, *where).cpu()  # (4, S)
+    logprobs = token_logprobs(
+        reference, tokens.to(settings.device), mask.to(settings.device)
+    ).cpu()  # (4, S)
 lengths = mask.sum(1)  # (4,)
 
 
@@ -152,10 +153,12 @@ my_guess = 0.5  # edit me
 #   problems. Some of them *tune* the method. From those its settings were chosen by one
 #   rule for all: of the trials that are tied with the most accurate one, the fewest
 #   optimiser steps win, and then the smallest learning rate, because a full run is four
-#   times as long. The others answer a question of the lesson. Trials take long, so that
-#   only seed 0 at `full` makes them. Every other run shows those on record. A trial is
-#   one run with one seed, so nothing is called *apart* there: we only say whether the
-#   intervals of two trials over problems overlap ("not told apart").
+#   times as long. Two trials are *tied* if the 95 % interval of their difference holds
+#   0. (Their own intervals may overlap all the same, if only a little.) The others
+#   answer a question of the lesson. Trials take long, so that only seed 0 at `full`
+#   makes them. Every other run shows those on record. A trial is one run with one seed,
+#   so nothing is called *apart* there: we only say whether the intervals of two trials
+#   over problems overlap ("not told apart").
 # * What a page shows is the run of seed 0. What it says under "What we found" are means
 #   over the three seeds, unless it speaks of trials.
 #
@@ -258,15 +261,16 @@ if arms:
     _, at_random, by_right = arms.values()
     plotting.headline(
         figure,
-        f"The filter teaches, not the training: {by_right[0]:.2f} right, against "
-        f"{at_random[0]:.2f} at random",
+        f"The filter teaches: {by_right[0]:.2f} right; had answers been kept at "
+        f"random, {at_random[0]:.2f}",
     )
     colors = ("#8d99ae", plotting.COLORS[1], plotting.COLORS[2])
     for name, color in zip(arms, colors, strict=True):
         value, low, high = arms[name]
         bars.barh(name, value, color=color, xerr=[[value - low], [high - value]])
         bars.annotate(f"{value:.2f} ", (0.01, name), va="center", color="white")
-bars.set(xlabel="sampled accuracy on validation problems, 95 %", xlim=(0, 1))
+bars.set(xlabel="validation problems, sampled answers: share right (lines: 95 %)")
+bars.set(xlim=(0, 1))
 bars.invert_yaxis()
 plotting.save_figure(figure, settings.figure_path)
 

@@ -93,14 +93,16 @@ config = reinforce.ReinforceConfig(
 # %%
 tokens, mask, rewards = course.by_hand(tokenizer)
 with torch.no_grad():
-    where = tokens.to(settings.device), mask.to(settings.device)
-    logprobs = token_logprobs(reference, *where).cpu()  # (4, S)
+    logprobs = token_logprobs(
+        reference, tokens.to(settings.device), mask.to(settings.device)
+    ).cpu()  # (4, S)
 
 rows = {}
-for name, baseline in (
-    ("no baseline", reinforce.no_baseline),
-    ("batch mean", reinforce.batch_mean),
-):
+baselines = {
+    "no baseline": reinforce.no_baseline,
+    "batch mean": reinforce.batch_mean,
+}
+for name, baseline in baselines.items():
     advantages = rewards - baseline(rewards, 0.0)  # (4,)
     leaf = logprobs.clone().requires_grad_()
     reinforce.reinforce_loss(leaf, advantages, mask).backward()
@@ -177,7 +179,9 @@ run |= exam.report(settings, tokenizer, policy, reference, before, after, curve)
 def gradients_of(policy, batches: int, size: int) -> tuple[Tensor, float]:
     """Dot products (2 M, 2 M) of the gradients of M batches, first those that weigh by
     the reward, then those that weigh by 1; and the mean reward."""
-    weighted, plain, means = [], [], []
+    weighted = []
+    plain = []
+    means = []
     problems = course.stream(settings.seed + 1, size * batches)
     draw = settings.generator("signal to noise")
     for i in tqdm(range(batches), disable=None):
@@ -205,7 +209,9 @@ def signal_to_noise(dots: Tensor, b: float, size: int) -> float:
     too, which is subtracted.
     """
     M = len(dots) // 2
-    paid, cross, plain = dots[:M, :M], dots[:M, M:], dots[M:, M:]
+    paid = dots[:M, :M]
+    cross = dots[:M, M:]
+    plain = dots[M:, M:]
     own = paid - b * (cross + cross.T) + b * b * plain  # (M, M), with the baseline
     squared_mean = own.sum() / M**2
     variance = (own.trace() - M * squared_mean) / (M - 1)  # of a batch's gradient
@@ -242,39 +248,34 @@ if settings.measures_once:
     }
     run["noise"] = noise
 if noise:
-    mean_reward, factor = noise["mean_reward"], noise["factor_of_the_mean"]
-    print(
-        f"best baseline {noise['best']:.2f}: factor {noise['factor_of_the_best']:.2f}"
-    )
-    print(f"mean reward {mean_reward:.2f}: factor {factor:.2f}")
+    best = noise["best"]
+    mean_reward = noise["mean_reward"]
+    print(f"best baseline {best:.2f}: factor {noise['factor_of_the_best']:.2f}")
+    print(f"mean reward {mean_reward:.2f}: factor {noise['factor_of_the_mean']:.2f}")
     print(f"(standard error of that factor: {noise['standard_error']:.2f})")
 
 # %% tags=["plot"]
 figure, (axes,) = plotting.new_figure(1, "", width=9, height=4.4)
 if noise:
-    factor, mean = noise["factor_of_the_mean"], noise["mean_reward"]
+    factor = noise["factor_of_the_mean"]
     axes.plot(noise["baselines"], noise["factors"], color=plotting.COLORS[0], lw=2.5)
-    for b, height, text, side in (
-        (noise["best"], noise["factor_of_the_best"], "the best baseline", "left"),
-        (mean, factor, "the mean reward", "left"),
-        (0.0, 1.0, "no baseline", "left"),
-    ):
+    marked = {  # name: (baseline, its factor)
+        "the best baseline": (noise["best"], noise["factor_of_the_best"]),
+        "the mean reward": (noise["mean_reward"], factor),
+        "no baseline": (0.0, 1.0),
+    }
+    for name, (b, height) in marked.items():
         axes.plot(b, height, "o", color=plotting.COLORS[1], ms=9)
-        axes.annotate(
-            f"{text}, {b:.2f}",
-            (b, height),
-            xytext=(10, 4),
-            textcoords="offset points",
-            ha=side,
-        )
-    worse = "helps" if factor > 1 else "hurts"
+        below = -14 if b == 0 else 4
+        plotting.label(axes, f"{name}, b = {b:.2f}", (b, height), (10, below))
+    effect = "helps" if factor > 1 else "hurts"
     plotting.headline(
         figure,
-        f"Subtracting the mean reward {worse} here: the best baseline is "
+        f"Subtracting the mean reward {effect} here: the best baseline is "
         f"{noise['best']:.2f}",
     )
 axes.axhline(1, color="#444", ls=":", lw=1.2)
-axes.set(xlabel="baseline b", ylabel="signal to noise of one answer, b = 0 is 1")
+axes.set(xlabel="baseline b", ylabel="signal to noise (no baseline = 1)")
 axes.set(xlim=(-0.01, 1), ylim=(0, None))
 plotting.save_figure(figure, settings.figure_path)
 

@@ -19,7 +19,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from minialign.evaluation import frontier
 
@@ -149,6 +151,22 @@ def headline(figure: Figure, message: str) -> None:
     letters = int(figure.get_figwidth() / 0.118)  # of 13 points, bold
     message = textwrap.fill(message, letters)
     figure.suptitle(message, fontsize=13, fontweight="bold", x=0.01, ha="left")
+
+
+def label(
+    axes: Axes,
+    text: str,
+    point: tuple[float, float],
+    shift: tuple[float, float],
+    **style: object,
+) -> None:
+    """Write beside a point of the data, shifted right and up by so many points."""
+    axes.annotate(text, point, xytext=shift, textcoords="offset points", **style)
+
+
+def in_percent(axis: Axis) -> None:
+    """An axis of shares, with ticks such as 20 % in the place of 0.2."""
+    axis.set_major_formatter(PercentFormatter(1.0))
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
