@@ -69,8 +69,9 @@ MASK = world.MASK
 # ways. In the first, right answers earn 1 and all others 0. In the second, a wrong
 # answer that at least ends earns 0.4.
 #
-# A method then has a *destination*: the policy where its expected gradient is 0. Where
-# should it be? Lesson 04 had the identity
+# A method then has a *destination*: the policy where its expected gradient is 0. (Some
+# have none, and move on for ever. Of those we say where 800 steps have left them.)
+# Where should it be? Lesson 04 had the identity
 #
 #     E[r] − β KL(π ‖ ref) = β log Z − β KL(π ‖ π*),    π* = ref · e^(r/β)/Z
 #
@@ -109,6 +110,30 @@ print(f"right: {p:.3f} at the reference, {world.chances(star) @ world.RIGHT:.3f}
 
 
 # %% [markdown]
+# ## The variants
+#
+# In lessons 11 to 16 no method paid for KL. Here all that have a place for a price pay
+# 0.3 for a nat. Imitation and RRHF have none, and one REINFORCE goes without. So this
+# is no verdict on those lessons: it asks what each method *seeks*. Every method takes
+# 800 steps of Adam. Some keep the chances of a draw for a whole round, which `redraw`
+# counts in steps. (In four rounds, DPO has the policy of the last one as its
+# reference.) PPO's critic says 0, at λ = 1. DPO's labels are *sure*, where the better
+# answer always wins, or *Bradley-Terry*, where y beats z with chance σ(r(y) − r(z)).
+#
+# How is the KL paid for? With d = log π − log ref for one token, three estimates of
+# KL(π ‖ ref) are in use:
+#
+#     k1 = d        k2 = d²/2        k3 = e^(−d) − 1 + d
+#
+# Either each token has one of them, or the *whole* answer has, with its own log π and
+# log ref in d. REINFORCE, ReMax, RLOO and PPO *pay* it: their reward is r − β k1,
+# through which no gradient flows. GRPO does the same in one variant. In the others it
+# has a price in its loss, on k3 per token as in its paper, on k3 of the whole answer,
+# or on *ratio × k3*. That is k3 times π/π_old, the ratio of lesson 15, through which
+# the gradient flows as well. *Undivided* means without either division of lesson 16.
+# The mean of three answers is still subtracted there, and a third of it is the answer's
+# own reward. So 2/3 of r is left, and the price is 2/3 of β.
+#
 # ## Predict
 #
 # Seventeen variants of the methods walk along their own expected gradients: imitation,
@@ -123,30 +148,11 @@ my_guess = 10  # edit me
 # %% [markdown]
 # ## Train: every method, without noise
 #
-# In lessons 11 to 16 no method paid for KL. Here all of them pay, 0.3 for a nat, except
-# for the one that says β = 0. So this is no verdict on those lessons: it asks what each
-# method *seeks* when it has a price. Every method takes 800 steps of Adam. Some keep
-# the same answers for a whole round, which `redraw` counts in steps. PPO's critic says
-# 0, at λ = 1. DPO's labels are *sure*, where the better answer always wins, or
-# *Bradley-Terry*, where y beats z with chance σ(r(y) − r(z)).
-#
-# How is the KL paid for? With d = log π − log ref for one token, three estimates of
-# KL(π ‖ ref) are in use:
-#
-#     k1 = d        k2 = d²/2        k3 = e^(−d) − 1 + d
-#
-# Either each token has one of them, or the *whole* answer has, with its own log π and
-# log ref in d. REINFORCE, ReMax, RLOO and PPO *pay* it: their reward is r − β k1, and a
-# constant. GRPO does the same in one variant. In the others it has a price in its loss,
-# on k3 per token as in its paper, on k3 of the whole answer, or on *ratio × k3*. That
-# is k3 times π/π_old, the ratio of lesson 15, through which the gradient flows as well.
-# *Undivided* means without both divisions of lesson 16. The mean of three is still
-# subtracted there, which leaves 2/3 of r, and so the price is 2/3 of β.
-#
 # The table has a row for each variant: its mean reward E[r] and its KL at the end; how
-# many of those nats are *wasted*, because π* at some price of KL has as much reward
-# without them; and how much of all chance lies elsewhere than at π* with our price β.
-# (Of groups of three, those that differ only in their order are computed once.)
+# many of those nats are *wasted*: so many more than π* at some other price spends for
+# the same mean reward; and how much of all chance lies elsewhere than at π* with our
+# price β. (Of groups of three, those that differ only in their order are computed
+# once.)
 
 
 # %% tags=["setup"]
@@ -402,7 +408,7 @@ for name_of_world, rewards in WORLDS.items():
         apart = (world.chances(path[-1]) - goal).abs().sum().item() / 2
         ends[name_of_world][name] = [gain, nats, wasted, apart]
         paths[name_of_world][name] = line
-        print(f"{name:<34}{gain:>8.4f}{nats:>8.4f}{wasted:>8.4f}{apart:>10.4f}")
+        print(f"{name:<34}{gain:>8.4f}{nats:>8.4f}{wasted:>8.4f}{apart:>10.7f}")
 
 # %% [markdown]
 # ## The result
@@ -425,7 +431,7 @@ figure, axes = plotting.new_figure(
 )
 for panel, name_of_world in zip(axes, WORLDS, strict=True):
     nats_of_best, gains = curves[name_of_world].T
-    panel.plot(nats_of_best, gains, color="#bbb", lw=7, alpha=0.6)
+    panel.plot(nats_of_best, gains, color="#bbb", lw=4, alpha=0.7)
     for name, method in METHODS.items():
         x, y = np.array(paths[name_of_world][name]).T
         panel.plot(x, y, color=method.color, lw=1, alpha=0.6)
@@ -433,7 +439,7 @@ for panel, name_of_world in zip(axes, WORLDS, strict=True):
     best = world.best_policy(reference, WORLDS[name_of_world], beta)
     nats = world.kl(best, reference).item()
     earned = (world.chances(best) @ WORLDS[name_of_world]).item()
-    panel.plot(nats, earned, "*", color="#111", ms=15, zorder=5)
+    panel.plot(nats, earned, "*", color="#111", mfc="none", ms=19, zorder=5)
     here = f"π* at our price:\n{len(arrived)} end here in both worlds "
     plotting.label(panel, here, (nats, earned), (-8, 8), ha="right")
     panel.set(xlabel="KL to the reference, nats", ylabel="mean reward")
@@ -448,7 +454,7 @@ labels = (
 )
 for text, color in labels:
     axes[0].plot([], [], "o", color=color, label=text)
-axes[0].plot([], [], color="#bbb", lw=7, alpha=0.6, label="π* at every β")
+axes[0].plot([], [], color="#bbb", lw=4, alpha=0.7, label="π* at every β")
 axes[0].legend(loc="lower right", fontsize=8)
 plotting.save_figure(figure, settings.figure_path)
 
@@ -567,7 +573,8 @@ run = {
 # * Seven of the seventeen end at π* under both rewards. They are REINFORCE, ReMax,
 #   RLOO, PPO (with V = 0 and λ = 1) and GRPO where the price of KL is paid in the
 #   reward as k1, GRPO without divisions and with ratio × k3 of the whole answer in the
-#   loss, and DPO with Bradley-Terry labels. They are seven ways to the same policy.
+#   loss, and DPO with Bradley-Terry labels. They are seven ways to the same policy, and
+#   in the worlds of two other seeds it is seven again.
 # * Why do GRPO's divisions do no harm when k1 is paid? At π* the paid reward r − β k1
 #   is the same for *all* answers. So every advantage is 0 there, whatever it is divided
 #   by. Where the policy cannot be π*, the divisions move the destination (exercise 3).
@@ -576,26 +583,29 @@ run = {
 #   seeds it wasted 0.27 and 1.53. DPO with sure labels goes 0.05 nats too far under the
 #   first reward and 0.38 under the second. Imitation and RRHF keep to the curve where
 #   rewards are 0 and 1. Where they are graded, those of one round end below the curve,
-#   and those of four rounds on it.
+#   and those of four rounds close to it.
 # * GRPO with k3 in the loss ends elsewhere. With the divisions it could hardly be
 #   otherwise, for the price then weighs KL against rewards in units of their deviation.
 #   But it ends elsewhere without them too. One pair of variants shows why, since they
 #   differ in nothing but the ratio: with k3 of the whole answer 0.11 of all chance lies
-#   elsewhere than at π*, and with ratio × k3 of the whole answer nothing does. (Summed
-#   over tokens, as it is used in practice, ratio × k3 has not quite the gradient of the
-#   KL either, as the table shows.) The value of k3 is the KL. Its gradient is that of
-#   the *other* KL, KL(ref ‖ π), if it is taken of the whole answer; summed over tokens
-#   it is neither.
+#   elsewhere than at π* (under the first reward), and with ratio × k3 of the whole
+#   answer nothing does. (Summed over tokens, as it is used in practice, ratio × k3 has
+#   not quite the gradient of the KL either, as the table shows.) The value of k3 is the
+#   KL. Its gradient is that of the *other* KL, KL(ref ‖ π), if it is taken of the whole
+#   answer; summed over tokens it is neither.
 # * k1 as a loss has no mean gradient at all on fresh answers. And as a loss per token
 #   no estimate has the gradient of the KL: a token is not told what it does to the KL
 #   of later ones. On answers of an older policy only ratio × k3 of the whole answer
-#   keeps its value and its gradient.
+#   keeps its value and its gradient: the ratio corrects for who drew. (k1 in the reward
+#   stands in the table without its ratio.)
 
 # %% tags=["record"]
 course.check(
     "80_exact_world",
     {
         "arrived, seed 0": 7,
+        "arrived, seed 1": 7,
+        "arrived, seed 2": 7,
         "wasted > REINFORCE, β = 0, seed 0": "0.37",
         "wasted > DPO, sure labels, seed 0": "0.05",
         "wasted, graded > DPO, sure labels, seed 0": "0.38",
@@ -620,8 +630,8 @@ course.finish(settings, run, before, after, "exact chance to be right: no noise"
 # punishes giving up those that it would.
 #
 # **Why does DPO need noisy labels to find π\*?** Because its model says that labels are
-# noisy. If the better answer always wins, no finite h explains it: the loss goes on
-# falling as h grows, and the policy goes on moving.
+# noisy. If the better answer always wins, no finite h (lesson 30) explains it: the loss
+# goes on falling as h grows, and the policy goes on moving.
 
 # %% [markdown]
 # ## Exercises
