@@ -109,7 +109,7 @@ rows = {
     "Dr. GRPO": weigh("Dr. GRPO", centred, grpo.by_constant),
 }
 assert torch.allclose(rows["GRPO"].float(), signs * 0.866 / lengths / 4, atol=1e-4)
-assert torch.allclose(rows["Dr. GRPO"].float(), signs * 0.5 / 128 / 4, atol=1e-4)
+assert torch.allclose(rows["Dr. GRPO"].float(), signs * 0.5 / 128 / 4, atol=1e-8)
 hand = course.hand_table(settings.lesson, rows, beside="13_rloo")
 
 # %% [markdown]
@@ -259,12 +259,11 @@ course.predict(
 # Without the division, the weight of a problem is 2 p (1 − p)(K − 1)/K. That is what
 # the gradient of accuracy asks for: ∇p = p (1 − p) · (mean ∇ log π of right answers −
 # that of wrong ones). With the division, and with very many answers, it goes as √(p (1
-# − p)). Now ∇p/√(p (1 − p)) is the slope of 2 arcsin √p. So whoever divides by the
-# standard deviation but not by the length, takes one step on each draw and has many
-# answers to a problem climbs the mean of *that*, and not accuracy. With K = 8 much of
-# the difference is gone. At p = 0.05 two groups in three are dead, and weigh nothing
-# whether they are divided or not. The division can only enlarge the advantages in the
-# groups that are left.
+# − p)). Now ∇p/√(p (1 − p)) is the slope of 2 arcsin √p. So with the first division
+# alone, with one step on each draw and with many answers to a problem, one climbs the
+# mean of *that*, and not accuracy. With K = 8 much of the difference is gone. At p =
+# 0.05 two groups in three are dead, and weigh nothing whether they are divided or not.
+# The division can only enlarge the advantages in the groups that are left.
 #
 # ## Break it: take each part away
 #
