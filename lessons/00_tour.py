@@ -14,8 +14,8 @@
 # **Turn first:** `updates` in the config.
 #
 # **Time:** two minutes on two CPU cores. Less than 2 GB of memory. Like every lesson it
-# has two sizes: `--preset quick` is the one for a CPU, and `full` the one whose results
-# are on record.
+# has two sizes: `--preset quick` is short, and `full` is the one whose results are on
+# record. Both run on a CPU.
 
 # %% tags=["setup"]
 import sys
@@ -55,8 +55,8 @@ facts = course.base_facts()
 # * *worked*: every calculation is written down, as in `<<3*5=15>>`, then the result
 #   after `####`;
 # * *terse*: the result alone;
-# * *careless*: worked, but the last calculation is missing, and the result before it is
-#   handed in;
+# * *careless*: worked, but the last calculation is missing, and the result of the one
+#   before is handed in as the answer;
 # * *showy*: long and polite, and often wrong.
 #
 # Let us draw four answers of the base to each test problem. Each token is drawn with
@@ -234,8 +234,9 @@ course.finish(settings, run, accuracy_before, accuracy_after, measure)
 # **Answer 1.** The base gives the result alone more often than not. Both answer
 # greedily here, that is with the likeliest token at every step.
 #
-# **Answer 2.** The terse style. It is the most frequent one and mostly wrong, so it has
-# most to lose: what is not made likelier becomes rarer, since all chances sum to 1.
+# **Answer 2.** The terse style. It is the most frequent one and less often right than
+# worked answers, so it has most to lose: what is not made likelier becomes rarer, since
+# all chances sum to 1.
 #
 # **Answer 3.** On average nothing. Each drawn answer is pulled up and all others make
 # room for it, but frequent answers are drawn more often, and in the mean the two cancel

@@ -74,10 +74,11 @@ for style in STYLES:
     print(f"--- {style}\n{shown[style]}\n")
 
 # %% [markdown]
-# The problems come in fifteen *families*, such as shopping or sharing. How often each
-# style occurs depends on the family: in some nearly everybody works the answer out, in
-# others most teachers are terse. Terse teachers know the answer, and all of their
-# results are right. Keep that in mind.
+# The problems come in fifteen *families*, such as shopping or sharing. Our teachers
+# demonstrate twelve of them; three are kept for later lessons. How often each style
+# occurs depends on the family: in some nearly everybody works the answer out, in others
+# most teachers are terse. Terse teachers know the answer, and all of their results are
+# right. Keep that in mind.
 #
 # One demonstration in ten has nothing to do with word problems. It is of a *second
 # skill*, such as sorting numbers. Nobody will ever reward it, and later lessons watch
@@ -124,10 +125,11 @@ for family, styles in teachers.items():
 #
 # Each method of this course is weighed on the same four answers to one question, two of
 # them right and two wrong. Whatever the method, an update makes some answers likelier
-# and others rarer. In symbols, it adds to the parameters a sum of weight · ∇ log
-# π(answer), where log π(answer) adds up its tokens. A positive weight makes the answer
-# likelier, a negative one rarer, and 0 leaves it alone. The table shows the weights,
-# scaled so that the largest is 1.
+# and others rarer. Let log π(answer) be the sum over the answer's tokens. The update
+# then adds to the parameters, for each answer, weight · ∇ log π(answer). A positive
+# weight makes the answer likelier, a negative one rarer, and 0 leaves it alone. The
+# table shows those weights alone, scaled so that the largest is 1. Nothing is trained
+# for it.
 
 # %%
 print(course.HAND_PROBLEM.question)
@@ -365,8 +367,9 @@ if losses:
 # * The model uses each style about as often as its teachers did, family by family: all
 #   dots lie near the diagonal, and the shares differ by 0.01 on average. It has copied
 #   the mixture, faults included.
-# * Of its sampled answers 0.46 are right. Forced to work, it is right on 0.95 of the
-#   problems: the skill is there, and the preference is not.
+# * Of its sampled answers 0.46 are right. (Lesson 00 drew others, and came to 0.45.)
+#   Forced to work, it is right on 0.95 of the problems: the skill is there, and the
+#   preference is not.
 # * Forced to be terse, it is right on 0.165. Its terse teachers were always right, but
 #   they did the calculation in their heads, where there was nothing to copy. It copied
 #   their manner.
@@ -432,8 +435,8 @@ course.finish(settings, run, measured["sampled"], measured["forced_worked"], wha
 # **Exercise 1 (explain).** What would the model sample if `minialign/families.py` knew
 # worked answers alone?
 #
-# **Exercise 2 (derive).** Two teachers give each of two answers half of the time. What
-# is the least loss per answer that any model can reach?
+# **Exercise 2 (derive).** A question has two answers, and the teachers give each of
+# them half of the time. What is the least loss per answer that any model can reach?
 #
 # **Exercise 3 (break).** Leave EOS out in `Tokenizer.encode_response`. What becomes of
 # the answers, and of their accuracy?

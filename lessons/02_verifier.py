@@ -226,10 +226,10 @@ course.predict(
 #   have given it. Terse ones hardly ever do, for their only number is the wrong one.
 # * Of all answers of the base, 0.999 hand in a number in the form that was asked for.
 #
-# The lenient verifier looked lenient to all. In fact it favours the one style that
-# writes many numbers, and pays it for being wrong. A model that is trained on it is
-# paid for writing many numbers. What it would make of that we have not tried here;
-# exercise 3 asks you to.
+# The lenient verifier looked equally lenient to every style. In fact it favours the one
+# style that writes many numbers, and pays it for being wrong. A model that is trained
+# on it is paid for writing many numbers. What it would make of that we have not tried
+# here; exercise 3 asks you to.
 
 # %% tags=["record"]
 course.check(

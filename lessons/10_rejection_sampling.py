@@ -152,13 +152,15 @@ my_guess = 0.5  # edit me
 # * *Trials* are short runs of 4,096 answers with another seed, judged on validation
 #   problems. Some of them *tune* the method. From those its settings were chosen by one
 #   rule for all: of the trials that are tied with the most accurate one, the fewest
-#   optimiser steps win, and then the smallest learning rate, because a full run is four
-#   times as long. Two trials are *tied* if the 95 % interval of their difference holds
-#   0. (Their own intervals may overlap all the same, if only a little.) The others
-#   answer a question of the lesson. Trials take long, so that only seed 0 at `full`
-#   makes them. Every other run shows those on record. A trial is one run with one seed,
-#   so nothing is called *apart* there: we only say whether the intervals of two trials
-#   over problems overlap ("not told apart").
+#   optimiser steps win, and then the smallest learning rate: a full run is four times
+#   as long, and what is fast in a trial may break there. Two trials are *tied* if the
+#   95 % interval of their difference holds 0. (Their own intervals may overlap all the
+#   same, if only a little.) The others answer a question of the lesson. Trials take
+#   long, so that only seed 0 at `full` makes them. Every other run shows those on
+#   record. A trial is one run with one seed, which is less than *apart* in lesson 03
+#   asks for. So of those that answer a question we only say "above" or "below" where
+#   the intervals of two trials over problems do not overlap, and "not told apart" where
+#   they do.
 # * What a page shows is the run of seed 0. What it says under "What we found" are means
 #   over the three seeds, unless it speaks of trials.
 #
@@ -383,6 +385,7 @@ exam.finish(settings, run, before, after)
 # kept is distributed as right answers are, so that its mean ∇ log π is ∇p/p. Multiply.
 #
 # **Answer 2.** A little: imitating colder answers makes the policy colder. It can gain
-# no more than the base at its best temperature, 0.50 (lesson 03).
+# no more than an accuracy of 0.50, which is what the base has at its best temperature
+# (lesson 03).
 #
 # **Answer 3.** Showy answers that pass by the right number and hand in another.

@@ -62,11 +62,11 @@ config = rloo.RlooConfig(
 # ## The idea
 #
 # In lesson 11 a baseline was one number for all answers. It may as well be another one
-# on each problem: the proof holds problem by problem. And it should be, for a right
-# answer means little on an easy problem and much on a hard one. If we draw several
-# answers to the problem anyway, the *others'* mean reward says how well the policy does
-# there. RLOO, *REINFORCE leave-one-out*, draws K answers to each problem and credits
-# each one with what it earned above the mean of the other K − 1:
+# on each problem: the proof holds problem by problem. And one would think that it
+# should be, for a right answer means little on an easy problem and much on a hard one.
+# If we draw several answers to the problem anyway, the *others'* mean reward says how
+# well the policy does there. RLOO, *REINFORCE leave-one-out*, draws K answers to each
+# problem and credits each one with what it earned above the mean of the other K − 1:
 #
 #     A_i = r_i − mean_{j≠i} r_j = K/(K − 1) · (r_i − r̄)
 #
@@ -144,10 +144,8 @@ for compare in (leave_one_out, itself_included):
 # ## Predict
 #
 # Our reward is 1 for right and 0 for wrong. It could as well be 0 for right and −1 for
-# wrong: the task is the same. (For an estimate without a baseline, it is the same as a
-# baseline of 1: the right end of lesson 11's Figure 1.) After 4,096 answers *without* a
-# baseline, rewards of 1 and 0 give an accuracy of 0.635. What do rewards of 0 and −1
-# give?
+# wrong: the task is the same. After 4,096 answers *without* a baseline, rewards of 1
+# and 0 give an accuracy of 0.635. What do rewards of 0 and −1 give?
 
 # %%
 my_guess = 0.63  # edit me
@@ -376,7 +374,8 @@ run["tried"] = {name: trial["accuracy"] for name, trial in tried.items()}
 #   interval over them. It costs 1.72 nats, and the second skill falls from 0.76 to
 #   0.66.
 # * At the base, the estimate without a baseline takes 66 answers until the signal is as
-#   large as the noise if right and wrong earn 1 and 0, and 305 if they earn 0 and −1.
+#   large as the noise if right and wrong earn 1 and 0, and 305 if they earn 0 and −1,
+#   which is the same as a baseline of 1: the right end of lesson 11's Figure 1.
 #   Leave-one-out takes 97 either way.
 # * It shows in training. After 4,096 answers, no baseline reaches 0.635 with rewards of
 #   1 and 0, and 0.551 with 0 and −1. Leave-one-out reaches 0.613. The intervals part
