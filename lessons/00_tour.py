@@ -234,8 +234,8 @@ course.finish(settings, run, accuracy_before, accuracy_after, measure)
 # **Answer 1.** The base gives the result alone more often than not. Both answer
 # greedily here, that is with the likeliest token at every step.
 #
-# **Answer 2.** The terse style. It is the most frequent one and less often right than
-# worked answers, so it has most to lose: what is not made likelier becomes rarer, since
+# **Answer 2.** The terse style. It is about as frequent as the worked one and less
+# often right, so it has most to lose: what is not made likelier becomes rarer, since
 # all chances sum to 1.
 #
 # **Answer 3.** On average nothing. Each drawn answer is pulled up and all others make

@@ -306,8 +306,8 @@ run = {
 # ## What we found
 #
 # * pass@8 of the base is 0.92, twice its 0.46 for a single answer, and pass@64 is
-#   0.998: of 500 problems one was never solved. It is less than the 0.99 of problems
-#   that are all alike: problems differ, and the hard ones take many answers.
+#   0.998: of 500 problems one was never solved. pass@8 is less than the 0.99 of
+#   problems that are all alike: problems differ, and the hard ones take many answers.
 # * The majority of 8 answers is right with 0.67. So seven more answers and a vote buy
 #   0.21. With somebody who recognises the right answer among the eight, they buy 0.46.
 # * Forced to work, the base is right on 0.95 of the problems. At the temperature that
