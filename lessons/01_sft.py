@@ -401,8 +401,8 @@ course.check(
 #
 # The same seed does not make the same model everywhere. Processors round differently,
 # in the seventh digit, and five thousand updates magnify that. Trained again from seed
-# 0 on another processor, the model is another one, no nearer to this one than those of
-# the other seeds are. That is why the base comes with the course, as `data/base.ckpt`.
+# 0 on another processor, it came out as another model, with somewhat other accuracies.
+# That is why the base comes with the course, as `data/base.ckpt`.
 
 # %% tags=["record"]
 course.check(

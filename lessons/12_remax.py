@@ -355,8 +355,8 @@ plotting.save_figure(figure, trials_path)
 # * Two things may hold it back, and we have not separated them. Late in the run next to
 #   nothing is pulled up. And the estimate seems to be noisier from the start: at the
 #   base, with 8 samples, the signal to noise of one answer drawn is 0.0077 ± 0.0014
-#   with the greedy baseline and 0.0151 ± 0.0037 with none. Drawing the greedy answers
-#   accounts for a ninth of that at most.
+#   with the greedy baseline and 0.0151 ± 0.0037 with none. The price of drawing the
+#   greedy answers lowers 0.0151 by a ninth, to 0.0134, and explains no more than that.
 # * Without the baseline the same run is better: 0.866 [0.844, 0.885] against 0.792
 #   [0.766, 0.816], on validation, one seed. After 4,096 answers it is 0.545 with the
 #   baseline and 0.570 without, and the intervals overlap. So we cannot say when the
