@@ -4,10 +4,11 @@
 # **Question.** Which token earned the reward?
 #
 # **Afterwards you can** compute advantages token by token from a critic's guesses, say
-# what the clip does and does not do, and test a critic against the truth.
+# what λ trades, and test a critic against the truth.
 #
 # **Read before:** [lesson 11](11_reinforce.py): the policy gradient and baselines.
-# [Lesson 13](13_rloo.py): whose mean may be subtracted.
+# [Lesson 13](13_rloo.py): whose mean may be subtracted. [Lesson 14](14_trpo.py):
+# ratios, and the clip.
 #
 # **Papers:** Schulman et al. 2017, [arXiv
 # 1707.06347](https://arxiv.org/abs/1707.06347), equation 7. Schulman et al. 2015,
@@ -90,14 +91,10 @@ config = ppo.PPOConfig(
 # over tokens. With λ = 1 the target is what was earned. With a smaller λ it is in part
 # the critic's own later guesses.
 #
-# PPO has a second idea. Drawing answers is dear, so it takes several steps on each
-# draw. After the first step the answers come from an older policy, π_old. A token that
-# has become twice as likely since then should count twice, as it would in a fresh draw.
-# So each token is weighed by the *ratio* ρ = π/π_old. Since ∇ρ = ρ ∇ log π, the
-# objective ρ A has the gradient ρ A ∇ log π, and where ρ = 1 this is the policy
-# gradient of lesson 11. We call the factor in front of ∇ log π the *pull* of the token.
-# A *clip* ends it once ρ has left 1 ± ε in the direction that A asked for. On average
-# over the answers that π_old drew, each with all of its tokens t,
+# PPO has a second idea, which we know from lesson 14. It takes several steps on each
+# draw, weighs each token by its ratio ρ = π/π_old, and clips: a token is left alone
+# once its ρ has left 1 ± ε in the direction that A asked for. On average over the
+# answers that π_old drew, each with all of its tokens t,
 #
 #     maximise  E[ Σ_t min( ρ_t A_t, clip(ρ_t, 1 − ε, 1 + ε) A_t ) ]
 #
@@ -142,25 +139,6 @@ hand = course.hand_table(settings.lesson, rows, beside="11_reinforce")
 # than distance, while the critic knows nothing. Whitening subtracts the mean over all
 # tokens, and what lies below it changes its sign: the first tokens of the worked answer
 # are pushed down, though that answer is right.
-#
-# And the clip. Let one token's probability have changed by the ratio ρ since the draw.
-
-# %%
-one_token = torch.ones(1, 1, dtype=torch.bool)
-old = torch.tensor([[-2.0]])
-for A in (1, -1):
-    for ratio in (0.7, 1.0, 1.3):
-        leaf = (old + np.log(ratio)).requires_grad_()
-        advantage = torch.full((1, 1), float(A))
-        ppo.policy_loss(leaf, old, advantage, one_token, 0.2, 0.2).backward()
-        pull = 0.0 - leaf.grad.item()
-        ended = (A > 0 and ratio > 1.2) or (A < 0 and ratio < 0.8)
-        assert np.isclose(pull, 0.0 if ended else A * ratio, atol=1e-6)
-        print(f"A {A:+d}, ρ {ratio}: pull {pull:+.1f}")
-
-# %% [markdown]
-# The pull ends only where the token has moved far enough in the direction that was
-# asked for. One that moved the wrong way is still called back.
 #
 # ## Predict
 #
@@ -596,15 +574,10 @@ exam.finish(settings, run, before, after)
 # ## Readers' questions
 
 # %% [markdown] tags=["folded"]
-# **Is PPO's clip a bound on how far the policy moves?** No. It takes a pull away; it
-# does not push back. Momentum and other tokens' pulls go on, and a token may leave 1 ±
-# ε by any amount. The ratio itself corrects a token's chance, and not the chance of the
-# tokens before it.
-#
 # **Why are the values clipped too?** Because the code that PPO became known by did so.
 # It ends the slope of a value that has moved by more than 0.2 since the draw and
 # thereby lies nearer to its target than a move of just 0.2 would have brought it. No
-# equation of the paper asks for it, and like the other clip it bounds nothing.
+# equation of the paper asks for it, and like the clip of ratios it bounds nothing.
 
 # %% [markdown]
 # ## Exercises

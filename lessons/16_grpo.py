@@ -61,15 +61,16 @@ config = grpo.GRPOConfig(
 #
 # GRPO, *group relative policy optimisation*, is the algorithm that DeepSeek-R1 made
 # famous. It draws a group of K answers to each problem, as RLOO does. It may take
-# several clipped steps on each draw, as PPO does (its authors took one, we take two).
-# It has no critic. What is its own are two divisions. The first divides the advantages
-# of every group by the standard deviation of its rewards (PPO's whitening has one
-# deviation for the whole draw, which changes the size of a step and nothing else),
+# several clipped steps on each draw, as PPO does (lesson 14; its authors took one, we
+# take two). It has no critic. What is its own are two divisions. The first divides the
+# advantages of every group by the standard deviation of its rewards (PPO's whitening
+# has one deviation for the whole draw, which changes the size of a step and nothing
+# else),
 #
 #     A_i = (r_i − r̄) / std(r_1 … r_K)
 #
 # The second averages over the tokens of an answer where RLOO adds them up. With n_i for
-# the length of answer i, and ρ for the ratio of lesson 15,
+# the length of answer i, and ρ for the ratio of lesson 14,
 #
 #     maximise  mean over answers of (1/n_i) Σ_t min( ρ A_i, clip(ρ, 1 − ε, 1 + ε) A_i )
 #

@@ -36,8 +36,10 @@ RANGES = {
     "threshold": "(-inf, inf)",
     "memory_decay": "[0, 1)",  # at 1 nothing new would be remembered
     "cooldown": "[0, 1]",
+    "shrink": "(0, 1)",  # at 1 every length would be tried again
     "gamma": "[0, 1]",
     "lam": "[0, 1]",
+    "delta": "(0, inf)",  # at 0 no step would be allowed
     "eps_low": "(0, 1]",  # ratios are above 0: at 1 none is clipped
     "eps_high": "(0, inf]",
     "value_clip": "(0, inf]",

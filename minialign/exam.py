@@ -210,11 +210,15 @@ def run_trials(
     trials: Mapping[str, tuple[Any, Mapping[str, Any]]],
     run: Callable[..., tuple[GPT, dict[str, list[float]]]],
     tuning: Collection[str] = (),
+    *,
+    name: str = "trials",
+    judge: Callable[..., dict] | None = None,
 ) -> dict[str, dict]:
     """Try settings: {name: (config, options)} -> {name: what was measured}.
 
     `tuning` names the trials from which the headline run's settings were chosen, by
-    `choose`; the others are variants that a lesson asks about.
+    `choose`; the others are variants that a lesson asks about. `name` is that of the
+    record, after the lesson's. `judge` measures a trained policy; None: `judge_whole`.
 
     Calls run(config, settings, **options) -> (policy, series) with a seed that no
     reported run uses, and judges on validation. With --record, seed 0 runs what the
@@ -222,7 +226,8 @@ def run_trials(
     record is not run again. `smoke` runs one for each set of options and saves none.
     Else: the record.
     """
-    name = f"{settings.lesson}_trials"
+    judge = judge or judge_whole
+    name = f"{settings.lesson}_{name}"
     record = plotting.load_record(name)
     records = settings.record and settings.seed == 0
     if settings.preset != "smoke" and not records:
@@ -242,7 +247,7 @@ def run_trials(
             continue
         say(f"trial: {title}")
         policy, series = run(config, practice, **options)
-        entry |= _judge(practice, tokenizer, policy, reference)
+        entry |= judge(practice, tokenizer, policy, reference)
         entry["seconds"] = series["seconds"][-1]
         entry["series"] = series
         entry |= cost(series)
@@ -264,10 +269,20 @@ def _one_of_each_kind(trials: Mapping[str, tuple]) -> dict[str, tuple]:
     return {title: trials[title] for title in kinds.values()}
 
 
-def _judge(
+def judge_accuracy(
     settings: Settings, tokenizer: Tokenizer, policy: GPT, reference: GPT
 ) -> dict:
-    """A trial's numbers, all on validation problems."""
+    """The sampled accuracy alone, of 4 answers to each validation problem."""
+    problems = load_problems("validation", settings.pick(4, 500, 500))
+    draw = settings.generator("validation")
+    sampled = sample_answers(policy, tokenizer, problems, 4, generator=draw)
+    return {"accuracy": as_list(bootstrap(sampled.correct.mean(1)))}
+
+
+def judge_whole(
+    settings: Settings, tokenizer: Tokenizer, policy: GPT, reference: GPT
+) -> dict:
+    """All of a trial's numbers, on validation problems."""
     problems = load_problems("validation", settings.pick(4, 500, 500))
     draw = settings.generator("validation")
     sampled = sample_answers(policy, tokenizer, problems, 4, generator=draw)
@@ -310,8 +325,9 @@ def choose(trials: Mapping[str, Mapping]) -> str:
     Of the trials that belong to the tuning, the highest sampled accuracy wins. A trial
     is tied with it where the 95 % interval of their difference holds 0 (taken as of
     independent samples, which is wider than it need be): of those tied, the fewest
-    optimiser steps win, then the smallest learning rate, for a run of full length is
-    four times as long as a trial; then again the highest accuracy.
+    optimiser steps win, then the smallest learning rate (of TRPO, which has none, the
+    smallest bound), for a run of full length is four times as long as a trial; then
+    again the highest accuracy.
 
     Raises: ValueError where no trial belongs to the tuning.
     """
@@ -324,7 +340,9 @@ def choose(trials: Mapping[str, Mapping]) -> str:
         value, low, high = trial["accuracy"]
         reach = math.hypot(high - low, best[2] - best[1]) / 2
         if best[0] - value <= reach:
-            tied.append((trial["steps"], trial["config"]["lr"], -value, name))
+            config = trial["config"]
+            size = config["lr"] if "lr" in config else config["delta"]  # of a step
+            tied.append((trial["steps"], size, -value, name))
     return min(tied)[-1]
 
 

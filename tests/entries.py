@@ -46,6 +46,7 @@ from minialign.algorithms import (
     rloo,
     rrhf,
     sft,
+    trpo,
 )
 from minialign.evaluation import best_of_n, measured_kl, pass_at_k
 from minialign.model import GPT
@@ -60,6 +61,7 @@ from tests.properties import (
     policy_gradients,
     preferences,
     sampling,
+    trust_region,
     vectors,
 )
 from tests.properties.common import Case, Property, all_rows, live_rows, live_tokens
@@ -618,6 +620,71 @@ ENTRIES = [
         rloo.rloo_loss,
         count=live_rows,
         owes=[CLAIMS.check_unbiased, policy_gradients.check_any_log_probability],
+    ),
+    # trpo
+    Entry(
+        trpo.score_choices,
+        owes=[trust_region.check_every_choice, trust_region.check_half_is_lifted],
+    ),
+    Entry(
+        trpo.leave_one_out,
+        owes=[
+            policy_gradients.check_leave_one_out,
+            policy_gradients.check_equal_rewards,
+            CLAIMS.check_unbiased_in_groups,
+        ],
+    ),
+    Entry(
+        trpo.surrogate_loss,
+        count=live_rows,
+        owes=[
+            trust_region.check_slope_at_the_old_policy,
+            trust_region.check_a_single_choice_is_corrected,
+        ],
+    ),
+    Entry(
+        trpo.choice_kl,
+        owes=[
+            trust_region.check_old_first,
+            trust_region.check_its_bend_is_the_fisher_matrix,
+        ],
+    ),
+    Entry(
+        trpo.Curvature,
+        owes=[
+            trust_region.check_is_the_fisher_matrix,
+            trust_region.check_is_damped,
+        ],
+    ),
+    Entry(
+        trpo.conjugate_gradients,
+        owes=[
+            trust_region.check_solves,
+            trust_region.check_as_many_as_eigenvalues,
+            trust_region.check_first_is_the_slope,
+            trust_region.check_ends_when_solved,
+            trust_region.check_refuses_negative_curvature,
+        ],
+    ),
+    Entry(
+        trpo.step_within,
+        owes=[
+            trust_region.check_quadratic_kl,
+            trust_region.check_refuses_a_wrong_bend,
+        ],
+    ),
+    Entry(
+        trpo.line_search,
+        owes=[
+            trust_region.check_stays_within_the_bound,
+            trust_region.check_measures_the_papers_kl,
+            trust_region.check_must_gain,
+            trust_region.check_too_long_for_every_try,
+            trust_region.check_stays_where_it_is_told_to,
+            trust_region.check_counts_from_where_it_stands,
+            trust_region.check_what_cannot_be_computed_is_too_long,
+            trust_region.check_an_interrupt_leaves_no_trace,
+        ],
     ),
     # grpo
     Entry(

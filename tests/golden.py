@@ -658,11 +658,80 @@ def reinforce_loss(logprobs, advantages, mask, count):
 
 
 @vectors("rloo.leave_one_out", Groups())
+@vectors("trpo.leave_one_out", Groups())
 def leave_one_out(rewards):
     """A_i = r_i − mean of the other K − 1 of its row"""
     return [
         [r - mean(row[:i] + row[i + 1 :]) for i, r in enumerate(row)] for row in rewards
     ]
+
+
+# trpo
+
+
+@vectors(
+    "trpo.surrogate_loss",
+    Batches(nats="logprobs old_logprobs", rows="advantages", options=COUNTS),
+    by="logprobs",
+)
+def surrogate_loss(logprobs, old_logprobs, advantages, mask, count):
+    """−(1/B) Σ_b A_b Σ_s ρ[b, s] over live slots, ρ = π / π_old, B = count; null: the
+    number of rows with a live slot"""
+    ratio = slots(lambda a, b: exp(a - b), mask, logprobs, old_logprobs)
+    sums = masked_sum(ratio, mask)
+    return -total(A * x for A, x in along(advantages, sums)) / (count or answers(mask))
+
+
+def two_tables(dice):
+    """Logs of chances, and not always of ones that add up to 1."""
+    cases = []
+    for note, (shape, size, _) in LOGITS.items():
+        if len(shape) == 2:
+            both = decimals(dice, 2, *shape, low=-size, high=0)
+            cases.append((note, {"old": both[0], "new": both[1]}))
+    same = decimals(dice, 2, 4, low=-3, high=0)
+    hand = table(
+        "old new",
+        ("nothing moved", same, same),
+        ("one choice", [[-0.5, -1.5]], [[-1.5, -0.5]]),
+        ("certain before", [[0.0, -40.0, -40.0]], [[-1.1, -1.1, -1.1]]),
+        ("certain after", [[-1.1, -1.1, -1.1]], [[0.0, -40.0, -40.0]]),
+    )
+    return cases + hand(dice)
+
+
+@vectors("trpo.choice_kl", two_tables, by="new")
+def choice_kl(old, new):
+    """Σ_v π_old(v) (log π_old(v) − log π(v)) of each row"""
+    return [
+        total(exp(p) * (p - q) for p, q in along(*rows)) for rows in along(old, new)
+    ]
+
+
+STEPS = table(
+    "direction bent delta",
+    ("no curvature but 1", [1.0, -2.0, 0.5], [1.0, -2.0, 0.5], 0.01),
+    ("far along what is cheap", [100.0, 1.0], [0.01, 1.0], 0.01),
+    ("one weight", [-3.0], [-12.0], 0.5),
+    ("a bend that is not along x", [1.0, 0.0], [0.5, 7.0], 2.0),
+    ("nowhere to go", [0.0, 0.0], [0.0, 0.0], 0.01),
+    ("tiny", [1e-6, -1e-6], [1e-7, -1e-7], 1e-4),
+    ("damped", [3.0, -1.0, 2.0], [0.3, -0.1, 0.2], 0.005),
+    ("partly against the bend", [2.0, 1.0], [3.0, -1.0], 0.01),
+    ("four weights", [0.5, 0.25, -1.5, 2.0], [1.0, 0.5, -0.75, 8.0], 0.02),
+    ("a weight of 0", [0.0, -2.0], [5.0, -1.0], 0.01),
+    ("large", [1e6, -2e6], [1e3, -1e3], 1.0),
+    ("a bound of a nat", [1.0, 1.0], [0.5, 0.25], 1.0),
+)
+
+
+@vectors("trpo.step_within", STEPS)
+def step_within(direction, bent, delta):
+    """√(2 delta / Σ_i x_i (H x)_i) · x; 0 for x = 0"""
+    curvature = total(x * hx for x, hx in along(direction, bent))
+    if not curvature > 0:
+        return [ZERO for _ in direction]
+    return [sqrt(2 * delta / curvature) * x for x in direction]
 
 
 # remax

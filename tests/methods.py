@@ -24,6 +24,7 @@ from minialign.algorithms import (
     rloo,
     rrhf,
     sft,
+    trpo,
 )
 from tests.properties.training import GAPS, Metrics, reward_rises
 from tests.toy import PROBLEMS, TOKENIZER, base, generator, never, new_gpt, yes
@@ -73,6 +74,7 @@ class Method:
     scores: str = "token_logprobs"  # the function of the module that scores answers
     answers_per_item: int = 1  # of what `micro_batch` counts
     rates: tuple[str, ...] = ("lr",)  # the setting of each group of parameters
+    still: dict = field(default_factory=lambda: {"lr": 0.0})  # so that no weight moves
     sure: float = 0.95  # the least chance of "y" after a long run
     shows: Callable[[list[Metrics]], bool] = reward_rises  # learning, in the metrics
     rounding: dict = field(default_factory=dict)  # of metrics, if more than the usual
@@ -363,6 +365,35 @@ METHODS = {
             "only the KL to itself": {"reward": never, "beta": 1.0, "reference": base},
         },
     ),
+    "trpo": Method(
+        trpo,
+        trpo.TRPOConfig(
+            updates=5,
+            prompts=2,
+            samples=6,
+            max_new_tokens=3,
+            delta=0.02,
+            iterations=3,  # what rounding is worth grows with each
+            fisher_answers=4,
+            micro_batch=8,
+        ),
+        long={
+            "updates": 15,
+            "prompts": 5,
+            "delta": 0.1,
+            "fisher_answers": 30,
+            "micro_batch": 30,
+        },
+        # Steps so long that the search has to shorten them.
+        everything={"max_new_tokens": 2, "updates": 3, "prompts": 6, "delta": 0.3},
+        flips={"surrogate_loss": {}},
+        idle={"all earned the same": {"reward": a_tenth}},
+        changed={"tries": 1, "truncated_reward": 2.0},
+        gaps={name: GAPS[name] for name in ("policy", "generator", "update")},
+        scores="score_choices",
+        rates=(),
+        still={"delta": 1e-12},
+    ),
     "grpo": Method(
         grpo,
         grpo.GRPOConfig(**SMALL, updates=5, prompts=2, samples=6, epochs=1),
@@ -483,6 +514,7 @@ METHODS = {
         scores="score_tokens",
         models=("policy", "critic"),
         rates=("lr", "critic_lr"),
+        still={"lr": 0.0, "critic_lr": 0.0},
         states={
             name: {"critic": CRITICS[name]}
             for name in ("a critic apart", "a shared trunk")

@@ -42,6 +42,7 @@ from minialign.algorithms import (
     rloo,
     rrhf,
     sft,
+    trpo,
 )
 from minialign.checks import check_mask
 from minialign.evaluation import best_of_n, measured_kl, pass_at_k
@@ -769,6 +770,189 @@ def rloo_loss_of_the_token_mean(logprobs, advantages, mask, count=None):
     """Other codes' divisor: it depends on how long the answers turned out."""
     loss = rloo.rloo_loss(logprobs, advantages, mask, count)
     return loss * mask.any(1).sum() / mask.sum()
+
+
+# trpo
+
+
+@imitates(trpo.score_choices, "every_choice")
+def score_choices_at_one(policy, tokens, mask, temperature=1.0):
+    """Scores at temperature 1, whatever the answers were sampled at."""
+    return trpo.score_choices(policy, tokens, mask)
+
+
+@imitates(trpo.score_choices, "half_is_lifted")
+def score_choices_in_half(policy, tokens, mask, temperature=1.0):
+    """A softmax over the vocabulary in bfloat16."""
+    dtype = policy.logits(policy(tokens[:1])).dtype
+    found = trpo.score_choices(policy, tokens, mask, temperature)
+    return tuple(x.to(dtype) for x in found)
+
+
+@imitates(trpo.leave_one_out, "leave_one_out unbiased_in_groups")
+def trpo_advantages_with_itself(rewards):
+    """The answer is part of its own baseline."""
+    K = rewards.shape[1]
+    return trpo.leave_one_out(rewards) * (K - 1) / K
+
+
+@imitates(trpo.surrogate_loss, "slope_at_the_old_policy a_single_choice_is_corrected")
+def surrogate_loss_downhill(logprobs, old_logprobs, advantages, mask, count=None):
+    """The objective itself for the loss: a sign is missing."""
+    return -trpo.surrogate_loss(logprobs, old_logprobs, advantages, mask, count)
+
+
+@imitates(trpo.surrogate_loss, "a_single_choice_is_corrected")
+def surrogate_loss_rescored(logprobs, old_logprobs, advantages, mask, count=None):
+    """Scores the answers anew and takes that for π_old: all staleness is erased."""
+    trpo.surrogate_loss(logprobs, old_logprobs, advantages, mask, count)
+    now = logprobs.detach()
+    return trpo.surrogate_loss(logprobs, now, advantages, mask, count)
+
+
+@imitates(trpo.surrogate_loss, "a_single_choice_is_corrected")
+def surrogate_loss_without_ratio(logprobs, old_logprobs, advantages, mask, count=None):
+    """Log π in the place of the ratio: the same slope at π_old, and nowhere else."""
+    trpo.surrogate_loss(logprobs, old_logprobs, advantages, mask, count)
+    return rloo.rloo_loss(logprobs, advantages, mask, count)
+
+
+@imitates(trpo.choice_kl, "old_first")
+def choice_kl_new_first(old, new):
+    """KL(π ‖ π_old): equal to second order, and not at the line search."""
+    trpo.choice_kl(old, new)
+    return _new_first(old, new)
+
+
+def _new_first(old, new):
+    return (new.exp() * (new - old.detach())).sum(-1)
+
+
+@imitates(trpo.choice_kl, "old_first its_bend_is_the_fisher_matrix")
+def choice_kl_of_entropies(old, new):
+    """−Σ π_old log π: the entropy of π_old is not taken off."""
+    trpo.choice_kl(old, new)
+    return -(old.detach().exp() * new.exp().log()).sum(-1) * 0.5
+
+
+@imitates(trpo.Curvature, "is_damped")
+def curvature_undamped(policy, rollout, damping, micro_batch):
+    """Damping is read, and forgotten."""
+    return trpo.Curvature(policy, rollout, 0.0, micro_batch)
+
+
+@imitates(trpo.Curvature, "is_the_fisher_matrix")
+def curvature_of_the_mean_part(policy, rollout, damping, micro_batch):
+    """Micro-batches are averaged as if all had the same number of choices."""
+    parts = rollout.micro_batches(micro_batch)
+    each = [
+        trpo.Curvature(policy, rollout.select(rows), damping, micro_batch)
+        for rows in parts
+    ]
+    return lambda v: sum(product(v) for product in each) / len(each)
+
+
+@imitates(trpo.conjugate_gradients, "solves as_many_as_eigenvalues")
+def conjugate_gradients_steepest(product, target, iterations):
+    """Every direction is the residual: steepest descent, which zigzags."""
+    trpo.conjugate_gradients(product, target, iterations)
+    x = torch.zeros_like(target)
+    for _ in range(iterations):
+        residual = target - product(x)
+        if not residual.any():
+            break
+        x = x + residual @ residual / (residual @ product(residual)) * residual
+    return x
+
+
+@imitates(trpo.conjugate_gradients, "ends_when_solved")
+def conjugate_gradients_to_the_end(product, target, iterations):
+    """Goes on when all is solved, and divides 0 by 0."""
+    x = torch.zeros_like(target)
+    residual = target.clone()
+    direction = residual.clone()
+    square = residual @ residual
+    for _ in range(iterations):
+        bent = product(direction)
+        length = square / (direction @ bent)
+        x, residual = x + length * direction, residual - length * bent
+        before, square = square, residual @ residual
+        direction = residual + square / before * direction
+    return x
+
+
+@imitates(trpo.conjugate_gradients, "refuses_negative_curvature")
+def conjugate_gradients_anywhere(product, target, iterations):
+    """Downhill along a saddle: the root of a negative number comes next."""
+    try:
+        return trpo.conjugate_gradients(product, target, iterations)
+    except ValueError:
+        return target
+
+
+@imitates(trpo.step_within, "quadratic_kl")
+def step_within_half(direction, bent, delta):
+    """√(δ / xᵀHx): the ½ of the quadratic KL is missing."""
+    return trpo.step_within(direction, bent, delta / 2)
+
+
+@imitates(trpo.step_within, "refuses_a_wrong_bend")
+def step_within_anything(direction, bent, delta):
+    """NaN where the curvature is negative."""
+    return direction * (2 * delta / (direction @ bent)).sqrt()
+
+
+@imitates(trpo.line_search, "stays_within_the_bound measures_the_papers_kl")
+def line_search_without_kl(policy, step, parts, config):
+    """Looks at the objective alone (T1: modular_rl#29)."""
+    return trpo.line_search(policy, step, parts, replace(config, delta=1e9))
+
+
+@imitates(trpo.line_search, "must_gain")
+def line_search_without_gain(policy, step, parts, config):
+    """Looks at the KL alone."""
+    flipped = [replace(part, advantages=-part.advantages) for part in parts]
+    before = [weight.detach().clone() for weight in policy.parameters()]
+    found = trpo.line_search(policy, step, parts, config)
+    if found.accepted:
+        return found
+    for weight, old in zip(policy.parameters(), before, strict=True):
+        weight.data.copy_(old)
+    return trpo.line_search(policy, step, flipped, config)
+
+
+@imitates(trpo.line_search, "must_gain too_long_for_every_try")
+def line_search_without_restoring(policy, step, parts, config):
+    """Says that nothing was accepted, and leaves the last try where it is."""
+    found = trpo.line_search(policy, step, parts, config)
+    if not found.accepted and step.any():
+        length = config.shrink ** (config.tries - 1)
+        weights = list(policy.parameters())
+        moves = step.split([weight.numel() for weight in weights])
+        for weight, move in zip(weights, moves, strict=True):
+            weight.data += length * move.view_as(weight)
+    return found
+
+
+@imitates(trpo.line_search, "counts_from_where_it_stands")
+def line_search_from_the_draw(policy, step, parts, config):
+    """Compares with the objective at the draw, where every ratio was 1."""
+    found = trpo.line_search(policy, step, parts, config)
+    count = sum(len(part.tokens) for part in parts)
+    for part in parts:
+        before = trpo._of_chosen(part.every, part.tokens, part.mask)
+        fixed = part.logprobs, part.advantages, part.mask, count
+        was = trpo.surrogate_loss(before, *fixed)
+        drawn = trpo.surrogate_loss(part.logprobs, *fixed)
+        found = replace(found, gain=found.gain + (drawn - was).item())
+    return replace(found, accepted=found.gain > 0)
+
+
+@imitates(trpo.line_search, "measures_the_papers_kl")
+def line_search_by_the_other_kl(policy, step, parts, config):
+    """KL(π ‖ π_old) is held under δ (Stable-Baselines3's direction)."""
+    with mock.patch.object(trpo, "choice_kl", _new_first):
+        return trpo.line_search(policy, step, parts, config)
 
 
 # grpo

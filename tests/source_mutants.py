@@ -56,6 +56,7 @@ settings.register_profile(
 REFUSED_NEXT = "the calls after it look at the mask too, and refuse in the same words"
 SHAPE_ALONE = "only the shape is read, and all rows and columns have the same"
 ONE_ALONE = "there is one, which is the first and the last"
+AS_MANY = "there are as many weights as copies of them"
 LAST_IS_1 = "of two dimensions the last is dimension 1"
 SQUARED = "a square has no sign"
 BY_LOT = "equals lie in the order of their lots before: any order of them is by lot"
@@ -110,6 +111,19 @@ EXPLAINED: dict[str, str] = {
     "rrhf.summed_logprobs: check_mask(mask) -> pass": REFUSED_NEXT,
     "rrhf.sft_loss: mask[:, 0] -> mask[:, -1]": SHAPE_ALONE,
     "sft.sft_loss: check_mask(mask) -> pass": REFUSED_NEXT,
+    "trpo.conjugate_gradients: 1e-20 * residual_square -> 2e-20 * residual_square": (
+        "how small is small enough is a choice"
+    ),
+    "trpo.step_within: return torch.zeros_like(direction) -> "
+    "return -torch.zeros_like(direction)": "minus nothing is nothing",
+    "trpo.line_search: zip(weights, before, moves, strict=True) -> "
+    "zip(weights, before, moves)": AS_MANY,
+    "trpo.line_search: zip(weights, before, strict=True) -> zip(weights, before)": (
+        AS_MANY
+    ),
+    "trpo.line_search: kl <= config.delta -> kl < config.delta": (
+        "a KL that is measured is not delta to the last bit"
+    ),
     "sft.batches: torch.randperm(len(examples), generator=generator).tolist() -> "
     "torch.randperm(len(examples), generator=generator)": ALSO_AN_INDEX,
     "sft.batches: torch.randperm(last - first, generator=generator).tolist() -> "
@@ -127,6 +141,11 @@ LOOPS = {
     "_length",
     "_mean_over",
     "_check_given",
+    "surrogate_slope",
+    "scored_parts",
+    "_measure",
+    "_of_chosen",
+    "_positive",
 }
 
 # What a node can be mistaken for

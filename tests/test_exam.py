@@ -63,7 +63,7 @@ def tried(folders, tokenizer, monkeypatch):
     asked = []
     judged = {"accuracy": [0.5, 0.4, 0.6], "greedy": [0.5], "kl": [0.1]}
     judged |= {"length": 20.0, "pass_at_4": 0.7}
-    monkeypatch.setattr(exam, "_judge", lambda *args: judged)
+    monkeypatch.setattr(exam, "judge_whole", lambda *args: judged)
 
     def run(config, settings, **options):
         if config.lr < 0:

@@ -58,6 +58,7 @@ from minialign.algorithms import (
     rloo,
     rrhf,
     sft,
+    trpo,
 )
 from minialign.checkpoint import CheckpointError
 from minialign.model import GPT, GPTConfig, KVCache
@@ -285,7 +286,7 @@ refuse(lp.kl_k3, call, detail="80", ref_logprobs={"far above": NEW})
 call = {**call, "old_logprobs": FAR}
 refuse(lp.kl_ratio_k3, call, detail="80", ref_logprobs={"far above": NEW})
 RATIOS = [lp.kl_ratio_k3, lp.probability_ratio]
-RATIOS += [grpo.clipped_loss, grpo.grpo_loss, ppo.policy_loss]
+RATIOS += [grpo.clipped_loss, grpo.grpo_loss, ppo.policy_loss, trpo.surrogate_loss]
 for function in RATIOS:
     call = CALLS[function]
     far = {"far below": call["logprobs"] - 100}
@@ -859,7 +860,9 @@ refuse(exact_world.expected_gradient, call, chance={"one less": call["chance"][:
 
 GROUP = {"rewards": TRIPLES}
 single = {"K = 1": TRIPLES[:, :1]}
-for function in (grpo.centred_advantages, grpo.group_advantages, rloo.leave_one_out):
+GROUPED = [grpo.centred_advantages, grpo.group_advantages]
+GROUPED += [rloo.leave_one_out, trpo.leave_one_out]
+for function in GROUPED:
     refuse_groups(function, GROUP)
     refuse(function, GROUP, rewards=single)
 call = CALLS[grpo.grpo_loss]
@@ -937,6 +940,47 @@ def judging_badly() -> dict:
 
 add(ppo.score_tokens, "logits", "a policy of nan", judging_badly)
 
+
+def choosing(dtype: torch.dtype = torch.float32) -> dict:
+    return {"policy": fresh().to(dtype), "tokens": TOKENS, "mask": CHOSEN}
+
+
+def choosing_badly() -> dict:
+    return {**choosing(), "policy": broken_model()}
+
+
+def sloping_parts(value: float) -> dict:
+    """Of a slope that comes out as this number."""
+    policy = fresh()
+    never = torch.zeros(len(TOKENS), dtype=torch.bool)
+    lengths = torch.full((len(TOKENS),), 3)
+    rollout = Rollout(TOKENS, CHOSEN, CHOSEN.float(), lengths, never, 1.0, 1)
+    parts = trpo.scored_parts(policy, rollout, torch.ones(len(TOKENS)), 2)
+    policy.norm.weight.register_hook(lambda slope: slope * value)
+    return {"policy": policy, "parts": parts, "temperature": 1.0}
+
+
+for value in (nan, inf):
+    arguments = partial(sloping_parts, value)
+    add(trpo.surrogate_slope, "gradient", str(value), arguments)
+refuse_scoring(trpo.score_choices, choosing)
+refuse(trpo.score_choices, choosing, temperature=HEATS)
+add(trpo.score_choices, "logits", "a policy of nan", choosing_badly)
+call = {"old": -rand(2, 5), "new": -rand(2, 5)}
+refuse_content(trpo.choice_kl, call, "old", "new", half=False)
+bad = {"a column less": -rand(2, 4), "one row": -rand(1, 5), "empty": rand(0, 5)}
+refuse(trpo.choice_kl, call, new=bad)
+along_x = f64(1.0, -2.0)
+for case, curved in {
+    "below 0": -along_x,
+    "none": 0 * along_x,
+    "nan": nan * along_x,
+}.items():
+    call = {"direction": along_x, "bent": curved, "delta": 0.01}
+    add(trpo.step_within, "curvature", case, call)
+    call = {"product": lambda v, H=curved: H * v, "target": along_x, "iterations": 2}
+    add(trpo.conjugate_gradients, "curvature", case, call)
+
 # REFUSED: training
 
 SMALL = {"prompts": 2, "samples": 2, "max_new_tokens": 2, "updates": 1}
@@ -948,6 +992,7 @@ RUNS = {
     remax.train: remax.RemaxConfig(**SMALL),
     rloo.train: rloo.RlooConfig(**SMALL),
     grpo.train: grpo.GRPOConfig(**SMALL),
+    trpo.train: trpo.TRPOConfig(**SMALL | {"max_new_tokens": 3}),
     ppo.train: ppo.PPOConfig(**SMALL),
     dpo.train: dpo.DPOConfig(**SMALL),
     rrhf.train: rrhf.RRHFConfig(**SMALL, batch=2),
@@ -1014,8 +1059,10 @@ def sloping(train: Callable, value: float) -> dict:
 
 
 for train in RUNS:
-    refuse_run(train, lr=(-1.0, nan, inf), warmup=(-1,))
-    refuse_run(train, max_grad_norm=(-1.0, 0.0, nan), updates=(0, -1))
+    refuse_run(train, updates=(0, -1))
+    if train is not trpo.train:  # it has no optimiser
+        refuse_run(train, lr=(-1.0, nan, inf), warmup=(-1,))
+        refuse_run(train, max_grad_norm=(-1.0, 0.0, nan))
     for value in (nan, inf):
         add(train, "gradient", str(value), partial(sloping, train, value))
 for train in DRAWING:
@@ -1026,8 +1073,11 @@ for train in DRAWING:
 for train in (reinforce.train, remax.train, rloo.train, grpo.train, ppo.train):
     refuse_run(train, beta=(-0.1, nan, inf))
     refuse_run(train, names="reference", beta=(0.1,))
-for train in (rloo.train, grpo.train, rrhf.train, dpo.train):
+for train in (rloo.train, trpo.train, grpo.train, rrhf.train, dpo.train):
     refuse_run(train, samples=(1,))
+refuse_run(trpo.train, delta=(0.0, -0.1, nan, inf), damping=(-0.1, nan, inf))
+refuse_run(trpo.train, shrink=(0.0, 1.0, nan), tries=(0,), iterations=(0,))
+refuse_run(trpo.train, fisher_answers=(0, -1))
 call = {"model": still(), "pad_id": PAD, "temperature": 1.0}
 silent = {"no answer": [([BOS, 97, ANSWER], [121, EOS], [])]}
 refuse(dpo.pair_logprobs, call, names="response", pairs=silent)
@@ -1587,6 +1637,8 @@ def test_legal_runs(train, changes):
     """One problem, answers of one token, no chance, no limit, no step, one group."""
     if "prompts" in changes and train is rrhf.train:
         changes = {**changes, "batch": 1}
+    if train is trpo.train and changes.keys() & {"lr", "max_grad_norm"}:
+        changes = {"damping": 0.0}  # it has no optimiser to be told
     metrics = next(train(**training(train, **changes)))
     assert all(map(math.isfinite, metrics.values())), metrics
 
@@ -1696,6 +1748,9 @@ SCORERS = {
     ppo.score_tokens: lambda p: torch.cat(
         ppo.score_tokens(p, by_table, SAYINGS, SAID_MASK, 0.7), 1
     ),
+    trpo.score_choices: lambda p: torch.cat(
+        [x.flatten() for x in trpo.score_choices(p, SAYINGS, SAID_MASK, 0.7)]
+    ),
 }
 
 
@@ -1738,6 +1793,8 @@ UNCHECKED = {
         room.rescore_both,
         room.deal,
         ppo.score_answers,
+        trpo.scored_parts,
+        trpo.line_search,
         exact_world.chances,
         exact_world.kl,
         exact_world.gradient,
@@ -1765,6 +1822,7 @@ UNMASKED = {
         room.sampled_kl,
         room.rescore_both,
         ppo.score_answers,
+        trpo.scored_parts,
     ],
     "it reads no floats but (B,)": [
         checks.check_mask,

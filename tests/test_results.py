@@ -150,7 +150,8 @@ def test_every_method_was_tuned_alike(lesson):
     tuned = [trial for trial in trials.values() if trial["tuning"]]
     *by_rate, one, two = map(settings_of, tuned)
     assert len(by_rate) in (4, 5)
-    rates = [config.pop("lr") for config in by_rate]
+    size = "lr" if "lr" in one else "delta"  # what says how long a step is
+    rates = [config.pop(size) for config in by_rate]
     for rate, following in itertools.pairwise(rates):
         assert following == pytest.approx(2 * rate)
     assert all(config == by_rate[0] for config in by_rate)
@@ -158,7 +159,7 @@ def test_every_method_was_tuned_alike(lesson):
     assert not any(options[: len(by_rate)])
     leading = max(tuned[: len(by_rate)], key=lambda trial: trial["accuracy"][0])
     for own, given in ((one, options[-2]), (two, options[-1])):
-        assert own["lr"] == leading["config"]["lr"]
+        assert own[size] == leading["config"][size]
         assert given or own != settings_of(leading)
     for trial in tuned:
         assert trial["series"]["completions"][-1] == 4_096

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from minialign import algorithms
-from minialign.algorithms import dpo, grpo, ppo, reinforce, sft
+from minialign.algorithms import dpo, grpo, ppo, reinforce, sft, trpo
 from minialign.checks import check_settings
 from tests.toy import PROBLEMS, TOKENIZER, generator, new_gpt
 
@@ -46,9 +46,11 @@ WRONG_TYPES = {
     float | None: ["0.1", True, [0.1]],
 }
 # Numbers with a range of their own; the others are finite, and 0 or more.
-SHARES = {"gamma", "lam", "cooldown", "memory_decay", "eps_low"}
+SHARES = {"gamma", "lam", "cooldown", "memory_decay", "eps_low", "shrink"}
 NO_LIMIT = {"max_grad_norm", "eps_high", "value_clip", "kl_stop"}  # inf switches it off
 ABOVE_0 = {"temperature", "max_grad_norm", "eps_low", "eps_high", "value_clip"}
+ABOVE_0 |= {"shrink", "delta"}
+BELOW_1 = {"memory_decay", "shrink"}
 SIGNED = {"entropy_coef", "truncated_reward", "threshold"}
 
 COUNTS = [-1, 0, 1, 10**6]
@@ -95,7 +97,7 @@ def is_legal_number(name: str, value: float) -> bool:
     if value == 0:
         return name not in ABOVE_0
     if value == 1:
-        return name != "memory_decay"  # it would remember nothing new
+        return name not in BELOW_1
     return value < 1 or name not in SHARES
 
 
@@ -295,8 +297,13 @@ ONCE_ACCEPTED = [
     (ppo.train, "value_clip", 0.0, ValueError),
 ]
 # Nobody but `check_settings` would mind a gradient norm of True.
-ALL = [(train, "max_grad_norm", True, TypeError) for train in TRAINS]
+ALL = [
+    (train, "max_grad_norm", True, TypeError)
+    for train in TRAINS
+    if train is not trpo.train  # it has none
+]
 RUNS = [*ONCE_ACCEPTED, *ALL, (dpo.train, "beta", 0.0, ValueError)]
+RUNS += [(trpo.train, "damping", True, TypeError), (trpo.train, "delta", 0, ValueError)]
 
 
 @pytest.mark.parametrize("train, name, value, error", RUNS, ids=in_short)

@@ -137,7 +137,7 @@ def test_an_answer_that_does_not_end_earns_nothing_and_is_counted(method):
 @of(DRAWING)
 def test_scoring_repeats_the_sampler(method, monkeypatch):
     check = training.check_scoring_repeats_the_sampler
-    check(method.run, method.module, monkeypatch, method.scores)
+    check(method.run, method.module, monkeypatch, method.still, method.scores)
 
 
 @each_change("variants", DRAWING)
@@ -168,11 +168,10 @@ DEALING = {name: each for name, each in DRAWING.items() if each.dealt}
 def test_how_answers_are_dealt_never_moves_what_is_sampled(method, monkeypatch):
     """While no weight moves, every draw is the same, in whatever order it is used."""
     drawn = training.spied_draws(monkeypatch)
-    still = dict.fromkeys(method.rates, 0.0)
     runs = []
     for dealt in ({}, method.dealt):
         drawn.clear()
-        list(method.run(base(), **still | dealt))
+        list(method.run(base(), **method.still | dealt))
         runs.append([rollout.tokens for _, rollout in drawn])
     assert len(runs[0]) == len(runs[1]) >= 2
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
@@ -189,7 +188,7 @@ STEPPING = {
 def test_every_step_is_a_step_of_its_own(method):
     """At rates of 0 each pass over the same answers is the first once more: no gradient
     is left over from the step before, and the price on the KL is in each."""
-    still = {**dict.fromkeys(method.rates, 0.0), "beta": 0.5}
+    still = {**method.still, "beta": 0.5}
     once, thrice = (
         next(method.run(stretched(), reference=base(), epochs=epochs, **still))
         for epochs in (1, 3)
@@ -211,7 +210,9 @@ def test_where_the_gradient_is_only_rounding_the_policy_stays_as_it_is(method, c
     policy = base()
     if "reference" in changes:
         changes = {**changes, "reference": changes["reference"]()}
-    metrics = next(method.run(policy, warmup=0, **changes))
+    if "warmup" in vars(method.config):
+        changes = {**changes, "warmup": 0}
+    metrics = next(method.run(policy, **changes))
     training.assert_same_bits(dict(policy.state_dict()), dict(base_weights()))
     assert metrics["grad_norm"] == 0
 
@@ -292,7 +293,7 @@ def test_resuming_in_a_new_process_gives_the_same_bits(tmp_path):
         training.assert_same_bits(state, end, name)
 
 
-@of(DRAWING)
+@of({name: each for name, each in DRAWING.items() if "data_order" in each.gaps})
 def test_a_state_without_an_order_of_its_data_is_refused(method):
     """As one that was written before there was such a thing."""
     state: dict = {}
@@ -321,7 +322,7 @@ def test_training_draws_from_its_own_generator(method):
 # Settings
 
 
-@of(METHODS)
+@of({name: each for name, each in METHODS.items() if each.rates})
 def test_the_learning_rate_rises_and_falls_to_zero(method):
     """That of every group of parameters, in every step of an update."""
     six = {} if method.in_rounds else {"updates": 6}

@@ -28,6 +28,7 @@ WAITS = {
     "reinforce": 7,
     "remax": 7,
     "rloo": 7,
+    "trpo": 9,
     "grpo": 14,
     "ppo": 14,
     "dpo": 11,

@@ -344,16 +344,21 @@ def check_schedule(run: Run, groups: Sequence[str] = ("lr",), steps: int = 1) ->
 
 
 def check_scoring_repeats_the_sampler(
-    run: Run, module, monkeypatch, scores: str = "token_logprobs"
+    run: Run,
+    module,
+    monkeypatch,
+    still: Mapping[str, float],
+    scores: str = "token_logprobs",
 ) -> None:
     """One temperature for both, else the policy scored is not the one that answered.
 
-    `scores`: the function of the module that scores. While no weight moves, every
-    answer that is learnt from has the log-probability that the sampler gave to one.
+    `scores`: the function of the module that scores. While no weight moves, which the
+    settings `still` see to, every answer that is learnt from has the log-probability
+    that the sampler gave to one.
     """
     drawn = spied_draws(monkeypatch)
     scored = spied(monkeypatch, module, scores)
-    list(run(base(), temperature=0.6, lr=0.0))
+    list(run(base(), temperature=0.6, **still))
     rollouts = [rollout for _, rollout in drawn if not rollout.greedy]
     sampled = torch.cat([rollout.logprobs.sum(1) for rollout in rollouts])
     learnt = 0
