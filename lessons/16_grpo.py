@@ -274,8 +274,7 @@ course.predict(
 # in the loss hardly matters. Whether another rate would suit an arm better was not
 # tried.) *No std* and *no length* lack one division, *Dr. GRPO* lacks both, and the
 # last arm drops the clip. (The paper also has a price on KL in its loss, an estimate
-# called k3. We leave it out, as most do now; [lesson 80](80_exact_world.py) shows what
-# it does.)
+# called k3. We leave it out, as most do now; [lesson 17](17_kl.py) shows what it does.)
 
 # %%
 short = replace(config, updates=settings.pick(1, 16, 16))
