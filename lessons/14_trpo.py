@@ -14,7 +14,7 @@
 # clip, Schulman et al. 2017, [arXiv 1707.06347](https://arxiv.org/abs/1707.06347),
 # equation 7.
 #
-# **Look at:** where the marks of Figure 3 lie beside its dashed line.
+# **Look at:** where the blue marks of Figure 3 lie beside its dashed line.
 #
 # **Turn first:** `delta`, the length of a step.
 #
@@ -953,13 +953,13 @@ run["most_moved_fresh"] = max(series["kl_fresh"])
 # ## What we found
 #
 # * **How many steps may one draw serve?** Here four, without a loss that one seed would
-#   show, and sixteen if the answers are weighed. Where a draw serves 16 steps and
-#   nothing is done about it, accuracy is 0.58 [0.57, 0.60] over three seeds, where
-#   draws of their own for every step give 0.73 [0.70, 0.76]. Those two are apart. With
-#   token ratios it is 0.74 [0.64, 0.84], with the ratio of the whole answer, at most 2,
-#   0.75 [0.69, 0.81], and with the clip 0.70 [0.66, 0.74]. The last two are apart from
-#   doing nothing, as token ratios are, and none of the three can be told from fresh
-#   draws, nor from another.
+#   show, and sixteen, if the answers are weighed, without a loss that three seeds would
+#   show. Where a draw serves 16 steps and nothing is done about it, accuracy is 0.58
+#   [0.57, 0.60] over three seeds, where draws of their own for every step give 0.73
+#   [0.70, 0.76]. Those two are apart. With token ratios it is 0.74 [0.64, 0.84], with
+#   the ratio of the whole answer, at most 2, 0.75 [0.69, 0.81], and with the clip 0.70
+#   [0.66, 0.74]. The last two are apart from doing nothing, as token ratios are, and
+#   none of the three can be told from fresh draws, nor from another.
 # * Doing nothing also has the smallest learning rate that is best. At 8e-4, where fresh
 #   draws do well, it ends at 0.129 with 16 steps on a draw, and at 0.000 where the
 #   sampler is four draws behind. The clip ends at 0.676 and 0.716 there. Each at its
@@ -967,29 +967,32 @@ run["most_moved_fresh"] = max(series["kl_fresh"])
 #   others 0.68 to 0.70. (One seed.)
 # * **The clip bounds nothing.** With four steps on a draw, at a learning rate of 8e-4,
 #   a draw moves the policy by up to 0.051 nats a token with the clip, and by up to
-#   0.068 without. That is little less, and ten times TRPO's bound. What the clip does
-#   is to leave tokens alone that have gone far enough.
-# * **TRPO keeps its word on the draw, and only there.** Every update took a step, after
-#   1.9 lengths on average, and none went beyond δ. On answers to other problems the KL
-#   is smaller on average, 0.62 of that on the draw, but above δ in 0.09 of the updates.
+#   0.068 without. In most draws it is several times less with the clip, but its largest
+#   is little less, and ten times TRPO's bound. What the clip does is to leave tokens
+#   alone that have gone far enough.
+# * **TRPO keeps its word on the draw, and only there.** Over the three seeds, every
+#   update took a step, after 1.9 lengths on average, and none went beyond δ. On answers
+#   to other problems the KL is smaller on average, 0.62 of that on the draw, but above
+#   δ in 0.09 of the updates.
 # * **It is fast, and it does not settle.** With 2,048 to 2,816 answers 0.8 of its draw
 #   was right, where no method before needed fewer than 6,912. But at the end it has
 #   closed 0.73 [0.64, 0.83] of the gap (three seeds, Student's interval) at a cost of
-#   2.23 nats, and RLOO 0.81. We measured why. Its steps stay as long as they were at
-#   the beginning, and RLOO's learning rate falls to 0. With a bound that falls as well,
-#   the run of seed 0 ends at 0.90 on 500 test problems instead of 0.85 (one seed; the
-#   interval of the difference, over problems, excludes 0).
-# * **It is the length that helps here, and not the direction.** A step along the plain
-#   gradient, of a length measured in KL (*1 iteration*), reaches 0.869 after 4,096
-#   answers; the natural direction 0.827 with 32 answers in the curvature, and 0.863
-#   with 64. RLOO, with AdamW, reaches 0.638 at the best of its learning rates. A
-#   curvature in a million directions is not known from 32 answers. (That this is the
-#   reason is our guess.)
+#   2.23 nats, and RLOO 0.81. One run suggests why. TRPO's steps stay as long as they
+#   were at the beginning, and RLOO's learning rate falls to 0. With a bound that falls
+#   as well, the run of seed 0 ends at 0.90 on 500 test problems instead of 0.85 (one
+#   seed; the interval of the difference, over problems, excludes 0).
+# * **It seems to be the length that helps here, and not the direction.** A step along
+#   the plain gradient, of a length measured in KL (*1 iteration*), reaches 0.869 after
+#   4,096 answers; the natural direction 0.827 with 32 answers in the curvature, and
+#   0.863 with 64. With AdamW, RLOO reaches 0.638 in 16 steps at the best of its
+#   learning rates, and 0.741 in 64 steps on fresh draws (Figure 3). A curvature in a
+#   million directions is not known from 32 answers. (That this is the reason is our
+#   guess.)
 # * It has its price: 7.7 passes through the policy for each answer, where RLOO has 2,
 #   and 21 seconds an update on one core, where RLOO has 6.
-# * Old answers do TRPO little harm. With four steps on a draw it reaches 0.812, 0.868
-#   and 0.758 at bounds of 0.0025, 0.005 and 0.01; with a draw for every step 0.811,
-#   0.827 and 0.815.
+# * Old answers do TRPO no harm at the smaller bounds, and some at the largest. With
+#   four steps on a draw it reaches 0.812, 0.868 and 0.758 at bounds of 0.0025, 0.005
+#   and 0.01; with a draw for every step 0.811, 0.827 and 0.815.
 # * **A sampler that rounds** does no harm here. Even with 2 bits, only 0.014 of the
 #   tokens have a ratio outside 1 ± 0.2, the mean |log ρ_t| is 0.013 nats, and accuracy
 #   is 0.729 without any weights. Unrounded it is 0.733. So there is nothing to repair,
@@ -1062,7 +1065,8 @@ exam.finish(settings, run, before, after)
 # mean KL per token, *on the answers on which the step was tried*, and that the
 # objective has grown on them. It guarantees neither for other answers. Nor does it say
 # that accuracy rises: the objective holds the advantages of one draw, and luck with
-# them. And it says nothing about many steps: each may lead δ further.
+# them. And it says little about many steps. The KL goes with the square of the way, so
+# that n steps in one direction may come as far as n²δ.
 #
 # **Which direction of the KL?** The paper's has the old policy first, where the answers
 # come from. To second order both are the same, so that the direction of the step is the

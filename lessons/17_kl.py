@@ -71,23 +71,23 @@ settings = course.setup("17_kl")
 #                loss       reward
 #
 # Each place holds one half, and the other half is missing. Whether that matters depends
-# on the estimate: for the right one, the missing half is 0.
+# on the estimate. For k1 in the reward the missing half is 0.
 
 # %% [markdown] tags=["folded"]
 # **Where does it come from?** E[k] = Σ_y π(y) k(y). The product rule gives Σ π ∇k + Σ k
 # ∇π, and ∇π = π ∇ log π.
 #
-# **For k1**, ∇k1 = ∇ log π, whose mean is 0, as that of any baseline. So all of ∇KL
-# stands in the reward's half, and nothing in the loss's.
+# **What are the halves of k1?** ∇k1 = ∇ log π, whose mean is 0, as that of any
+# baseline. So all of ∇KL stands in the reward's half, and nothing in the loss's.
 #
-# **For k2** of a whole answer, ∇k2 = d ∇ log π = k1 ∇ log π. So the loss's half of k2
-# is the reward's half of k1, which is ∇KL(π ‖ ref).
+# **And of k2?** Of a whole answer, ∇k2 = d ∇ log π = k1 ∇ log π. So the loss's half of
+# k2 is the reward's half of k1, which is ∇KL(π ‖ ref).
 #
-# **For k3** of a whole answer, ∇k3 = (1 − e^(−d)) ∇ log π. Its mean is −E[(ref/π) ∇ log
-# π] = −Σ ref ∇ log π = ∇KL(ref ‖ π). So the loss's half is the gradient of the *other*
-# KL; and the reward's half is what is left, ∇KL(π ‖ ref) − ∇KL(ref ‖ π).
+# **And of k3?** Of a whole answer, ∇k3 = (1 − e^(−d)) ∇ log π. Its mean is −E[(ref/π) ∇
+# log π] = −Σ ref ∇ log π = ∇KL(ref ‖ π). So the loss's half is the gradient of the
+# *other* KL; and the reward's half is what is left, ∇KL(π ‖ ref) − ∇KL(ref ‖ π).
 #
-# **For ratio × k3**, with ρ = π/π_old: ∇(ρ k3) = ρ (k3 ∇ log π + ∇k3). It has both
+# **And of ratio × k3?** With ρ = π/π_old, ∇(ρ k3) = ρ (k3 ∇ log π + ∇k3). It has both
 # halves in itself, and on answers of an older policy the ratio makes up for who drew.
 
 # %% [markdown]
@@ -373,8 +373,8 @@ run = {
 #   ref) − ∇KL(ref ‖ π). In the world of 15 answers its cosine with the right one is
 #   −0.32. Among random pairs with three tokens it points away in 0.58 of them at a
 #   distance of 0.5, and its length is 0.14 of the right one. With 20 tokens it points
-#   away in 0.40, and its length is 0.25. So it points hardly anywhere. That its
-#   variance is smaller is true of the value, and no help.
+#   away in 0.40, and its length is 0.25. So near the reference it points hardly
+#   anywhere. That its variance is smaller is true of the value, and no help.
 #
 # What all this does to a language model we have not measured here.
 
@@ -403,11 +403,11 @@ course.finish(
 # ## Readers' questions
 
 # %% [markdown] tags=["folded"]
-# **So which KL do I put where?** To hold a policy near a reference, pay k1 in the
-# reward: its value is right, its gradient is right, and it may be summed over tokens.
-# If the price has to stand in the loss, take ratio × k3 (or k2) of the whole answer. To
-# *report* how far the policy is, take the mean of k1 or of k3: both are unbiased, and
-# k3 scatters less.
+# **So which KL do I put where?** To hold a policy near a reference, subtract β k1 from
+# the reward: its value is right, its gradient is right, and it may be summed over
+# tokens. If the price has to stand in the loss, take ratio × k3 of the whole answer (or
+# k2, on fresh answers alone). To *report* how far the policy is, take the mean of k1 or
+# of k3: both are unbiased, and k3 scatters less.
 #
 # **Why is my KL negative?** Because k1 of an answer may be negative: it says that the
 # reference thought more of this answer than the policy does. Its mean is not negative,
