@@ -111,6 +111,11 @@ EXPLAINED: dict[str, str] = {
     "rrhf.summed_logprobs: check_mask(mask) -> pass": REFUSED_NEXT,
     "rrhf.sft_loss: mask[:, 0] -> mask[:, -1]": SHAPE_ALONE,
     "sft.sft_loss: check_mask(mask) -> pass": REFUSED_NEXT,
+    "trpo.score_choices: ... / temperature, dim=-1) -> ... / temperature, dim=1)": (
+        LAST_IS_1
+    ),
+    "trpo.choice_kl: (old.exp() * (old - new)).sum(-1) -> "
+    "(old.exp() * (old - new)).sum(1)": LAST_IS_1,
     "trpo.conjugate_gradients: 1e-20 * residual_square -> 2e-20 * residual_square": (
         "how small is small enough is a choice"
     ),
