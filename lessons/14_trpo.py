@@ -563,23 +563,23 @@ moves = exam.run_trials(
 draws = 16
 figure, (batch, unseen) = plotting.new_figure(2, "", width=6, height=4)
 lines = {"TRPO": (series["kl_moved"], series["kl_fresh"], plotting.COLORS[2])}
-for name, color in (
-    ("clip", plotting.COLORS[3]),
-    ("no correction", plotting.COLORS[1]),
-):
+arm_colors = {"no correction": plotting.COLORS[1], "clip": plotting.COLORS[3]}
+for name, color in arm_colors.items():
     if name in moves:
         of_arm = moves[name]["series"]
         lines[name] = (of_arm["kl_moved"], of_arm["kl_fresh"], color)
 for name, (on_draw, on_fresh, color) in lines.items():
-    for panel, nats in ((batch, on_draw), (unseen, on_fresh)):
+    for panel, nats in zip((batch, unseen), (on_draw, on_fresh), strict=True):
         shown = np.maximum(nats[:draws], 1e-6)  # a step that was refused moved nothing
         panel.semilogy(range(1, len(shown) + 1), shown, "o-", ms=4, color=color)
         down = -12 if name == "TRPO" else 0  # off the dashed line
         plotting.label(panel, name, (len(shown), shown[-1]), (6, down), color=color)
-for panel, title in ((batch, "on the draw itself"), (unseen, "on fresh answers")):
+batch.set_title("on the draw itself")
+unseen.set_title("on fresh answers")
+for panel in (batch, unseen):
     panel.axhline(config.delta, color="#444", lw=1.2, ls="--")
     plotting.label(panel, f"δ = {config.delta:g}", (draws + 1, config.delta), (0, 4))
-    panel.set(xlabel="draw", title=title, xlim=(0.5, draws + 3.5))
+    panel.set(xlabel="draw", xlim=(0.5, draws + 3.5))
 batch.set(ylabel="KL(before ‖ after a draw), nats per token")
 if len(moves) == len(MOVES):
     most = {name: max(of_draw[:draws]) for name, (of_draw, _, _) in lines.items()}
@@ -680,7 +680,10 @@ seeds_tried = exam.run_trials(
 
 # %%
 run["stale"] = {}
-for cell in [FRESH, *(f"{s}, {arm}" for s in SITUATIONS for arm in ARMS)]:
+cells = [FRESH]
+for situation in SITUATIONS:
+    cells += [f"{situation}, {arm}" for arm in ARMS]
+for cell in cells:
     best = best_of(cell)
     if best:
         run["stale"][cell] = best["accuracy"]
@@ -895,10 +898,12 @@ CHOSEN = "δ 0.005, 64 answers in the curvature"  # the settings of the run abov
 PLAIN = "δ 0.005, 1 iteration"
 tried = exam.run_trials(settings, tokenizer, reference, trials, run_trpo, tuning=tuning)
 for delta in (0.0025, 0.005, 0.01):
-    for name, found in (
-        (f"a draw a step, δ {delta:g}", tried.get(f"δ {delta:g}")),
-        (f"4 steps a draw, δ {delta:g}", bounded.get(f"4 steps a draw, δ {delta:g}")),
-    ):
+    four_steps = f"4 steps a draw, δ {delta:g}"
+    of_this_bound = {
+        f"a draw a step, δ {delta:g}": tried.get(f"δ {delta:g}"),
+        four_steps: bounded.get(four_steps),
+    }
+    for name, found in of_this_bound.items():
         if found:
             print(f"TRPO, {name:<26}{course.as_estimate(found['accuracy'])}")
 exam.compare_trials(tried, CHOSEN, PLAIN, "8 iterations, or the plain gradient")

@@ -152,20 +152,21 @@ reference15 = world.random_policy(draws)  # (7, 3) logits
 changes = torch.randn(2, 7, 3, generator=draws, dtype=torch.float64)
 policy15, older15 = reference15 + 0.6 * changes
 REF = world.token_logprobs(reference15)  # (15, 3)
-ESTIMATES = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3, "ratio × k3": kl_ratio_k3}
 
 
 def estimate(name: str, new: Tensor, old: Tensor) -> Tensor:
     """Of every answer: such as "k3, whole", from log-probabilities (15, 3): (15,)."""
     kind, _, form = name.partition(", ")
-    nats = [new, REF]
+    ref = REF
     mask = world.MASK
-    if kind.startswith("ratio"):
-        nats = [new, old, REF]
     if form == "whole":  # the answer as one choice
-        nats = [x.sum(1, keepdim=True) for x in nats]  # (15, 1)
+        new = new.sum(1, keepdim=True)  # (15, 1)
+        old = old.sum(1, keepdim=True)
+        ref = ref.sum(1, keepdim=True)
         mask = mask[:, :1]
-    return ESTIMATES[kind](*nats, mask).sum(1)
+    if kind == "ratio × k3":
+        return kl_ratio_k3(new, old, ref, mask).sum(1)
+    return KINDS[kind](new, ref, mask).sum(1)
 
 
 def mean_gradient(name: str, place: str, sampler: Tensor) -> Tensor:
@@ -227,7 +228,9 @@ for place, name in ROWS:
     print(f"in the {place:<7}{name:<20}" + "".join(f"{x:>8.3f}" for x in row))
 
 # %%
-mean, cosine, length, other_cosine, other_length = 0, 2, 3, 4, 5
+mean = 0  # places in a row
+cosine = 2
+length = 3
 right = [name for name, row in table.items() if np.allclose(row[2:4], 1, atol=1e-6)]
 print("the gradient of KL(π ‖ ref):", "; ".join(right))
 assert right == ["k2, whole, loss", "ratio × k3, whole, loss", "k1, tokens, reward"]
@@ -282,7 +285,8 @@ def directions(words: int, shift: float, count: int) -> tuple[np.ndarray, np.nda
         """E[k ∇ log π] by the logits."""
         return p * (k - (p * k).sum(1, keepdim=True))
 
-    k1, k3 = paid(d), paid(torch.expm1(-d) + d)
+    k1 = paid(d)
+    k3 = paid(torch.expm1(-d) + d)
     cosines = torch.cosine_similarity(k1, k3, dim=1)
     return cosines.numpy(), (k3.norm(dim=1) / k1.norm(dim=1)).numpy()
 
