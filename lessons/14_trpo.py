@@ -810,18 +810,20 @@ for name, trial in coarse.items():
 figure, (mismatch, reached) = plotting.new_figure(2, "", width=5, height=3.6)
 doses = [bits for bits in (7, 5, 3, 2) if f"{bits} bits" in run["coarse"]]
 if len(doses) == 4:
-    places = range(len(doses))
+    places = np.arange(len(doses))
     first = [run["coarse"][f"{bits} bits"]["apart"] for bits in doses]
     mismatch.semilogy(places, first, "o-", color="#444")
-    for arm, color in zip(
+    for arm, color, shift in zip(
         ("no correction", "token ratio, at most 2", "answer ratio, at most 2"),
         (plotting.COLORS[1], plotting.COLORS[2], plotting.COLORS[0]),
+        (-0.1, 0.0, 0.1),
         strict=True,
     ):
         values = np.array([run["coarse"][f"{bits} bits, {arm}"] for bits in doses])
         errors = np.abs(values[:, 1:] - values[:, :1]).T
+        beside = places + shift
         reached.errorbar(
-            places, values[:, 0], errors, color=color, label=arm, marker="o"
+            beside, values[:, 0], errors, color=color, label=arm, marker="o"
         )
     fresh_accuracy = [x for n, x in stale_tried.items() if n == f"{FRESH}, lr 0.0004"]
     if fresh_accuracy:

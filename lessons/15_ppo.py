@@ -587,18 +587,9 @@ exam.finish(settings, run, before, after)
 #
 # **Exercise 2 (explain).** Without whitening, and while the critic still guesses 0:
 # whom does the first update push down?
-#
-# **Exercise 3 (change).** Set beta to 0.05 and pass to `run_ppo` the option
-# `next_beta=functools.partial(ppo.adapt_beta, target=0.5, horizon=1024,
-# completions=256)`, which changes the price after each update. Are 64 updates enough to
-# hold the KL?
 
 # %% [markdown] tags=["answers"]
 # **Answer 1.** Add the surprises from t on: every V between appears once with + and
 # once with −. What is left is the reward and −V_t.
 #
 # **Answer 2.** Nobody. Right answers are pulled up and wrong ones left alone.
-#
-# **Answer 3.** The price falls while the KL is below 0.5, and then rises, by 5 % an
-# update at most: over 64 updates by a factor of 23, if it rose all the time. Compare
-# the series `kl` and `beta` of your run.

@@ -4,15 +4,15 @@
 # **Question.** Where does each method go when nothing is left to chance?
 #
 # **Afterwards you can** say which methods of this course seek the same policy and which
-# do not, and why an estimate with the right value may have the wrong gradient.
+# do not, and what it takes to arrive.
 #
 # **Read before:** [lesson 04](04_frontier.py): the best policy at a price of KL.
 # Lessons [10](10_rejection_sampling.py) to [16](16_grpo.py), [30](30_dpo.py) and
-# [33](33_rrhf.py): the methods.
+# [33](33_rrhf.py): the methods. [Lesson 17](17_kl.py): which estimate of the KL has
+# which gradient.
 #
-# **Paper:** for the values of KL estimates, Schulman 2020, "Approximating KL
-# divergence"; for their gradients, Tang and Munos 2025, [arXiv
-# 2506.09477](https://arxiv.org/abs/2506.09477).
+# **Papers:** those of the lessons above; π* below is equation 4 of Rafailov et al.
+# 2023, [arXiv 2305.18290](https://arxiv.org/abs/2305.18290).
 #
 # **Look at:** the dots on the grey curve of Figure 1, and those beside it.
 #
@@ -48,7 +48,7 @@ from minialign.algorithms import dpo, grpo, ppo, remax, rloo, rrhf
 from minialign.algorithms.reinforce import reinforce_loss, shape_rewards
 from minialign.algorithms.rejection_sampling import likelihood_loss
 from minialign.intervals import Estimate
-from minialign.logprobs import kl_k1, kl_k2, kl_k3, kl_ratio_k3, masked_sum
+from minialign.logprobs import kl_k1, kl_k3, kl_ratio_k3, masked_sum
 
 # %% tags=["setup"]
 settings = course.setup("80_exact_world")
@@ -120,19 +120,13 @@ print(f"right: {p:.3f} at the reference, {world.chances(star) @ world.RIGHT:.3f}
 # reference.) PPO's critic says 0, at λ = 1. DPO's labels are *sure*, where the better
 # answer always wins, or *Bradley-Terry*, where y beats z with chance σ(r(y) − r(z)).
 #
-# How is the KL paid for? With d = log π − log ref for one token, three estimates of
-# KL(π ‖ ref) are in use:
-#
-#     k1 = d        k2 = d²/2        k3 = e^(−d) − 1 + d
-#
-# Either each token has one of them, or the *whole* answer has, with its own log π and
-# log ref in d. REINFORCE, ReMax, RLOO and PPO *pay* it: their reward is r − β k1,
-# through which no gradient flows. GRPO does the same in one variant. In the others it
-# has a price in its loss, on k3 per token as in its paper, on k3 of the whole answer,
-# or on *ratio × k3*. That is k3 times π/π_old, the ratio of lesson 15, through which
-# the gradient flows as well. *Undivided* means without either division of lesson 16.
-# The mean of three answers is still subtracted there, and a third of it is the answer's
-# own reward. So 2/3 of r is left, and the price is 2/3 of β.
+# How is the KL paid for? In one of the ways of lesson 17. REINFORCE, ReMax, RLOO and
+# PPO are paid r − β k1, through which no gradient flows, and so is GRPO in one variant.
+# In the others it has a price in its loss, on k3 per token as in its paper, on k3 of
+# the *whole* answer, or on ratio × k3 of the whole answer. *Undivided* means without
+# either division of lesson 16. The mean of three answers is still subtracted there, and
+# a third of it is the answer's own reward. So 2/3 of r is left, and the price is 2/3 of
+# β.
 #
 # ## Predict
 #
@@ -467,87 +461,23 @@ plotting.save_figure(figure, settings.figure_path)
 course.predict("Variants that end at π*:", my_guess, len(arrived), key="arrived")
 
 # %% [markdown]
-# ## Break it: a right value with a wrong gradient
+# ## Break it: the right value, without the right gradient
 #
-# Why does it matter which estimate the price is on? The mean *value* of an estimate
-# depends on the policy in two ways: through the estimate itself, and through how often
-# each answer is drawn. The gradient of a loss on drawn answers holds the first alone.
-#
-# So we compare. Each row of the table is an estimate taken as a loss, and its mean
-# gradient stands beside the true gradients of both KLs. (*k1 in the reward* is no loss.
-# It is paid, as a constant, and REINFORCE does the rest.) The first number is the mean
-# value of the estimate. Then come two pairs, one for each KL: the cosine between the
-# mean gradient and the true one, and the length of the mean gradient divided by that of
-# the true one. A cosine of 1 and a length of 1 mean: exactly the gradient of that KL.
-
-
-# %% tags=["setup"]
-def estimate(name: str, new: Tensor, old: Tensor) -> Tensor:
-    """(15,): the estimate `name`, from log-probs new (15, 3) under the policy."""
-    base = REF
-    mask = MASK
-    if "whole" in name:  # the answer as one choice: (15, 1)
-        new = new.sum(1, keepdim=True)
-        old = old.sum(1, keepdim=True)
-        base = REF.sum(1, keepdim=True)
-        mask = MASK[:, :1]
-    if "ratio" in name:
-        return kl_ratio_k3(new, old, base, mask).sum(1)
-    kinds = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
-    return kinds[name[:2]](new, base, mask).sum(1)
-
-
-def compare(name: str, sampler: Tensor) -> list[float]:
-    """Mean value; cosine and length of the mean gradient beside ∇KL's, both KLs."""
-    old = world.token_logprobs(sampler)
-    new = world.token_logprobs(policy)
-    chance = world.chances(sampler)
-    if name == "k1 in the reward":
-        paid = shape_rewards(0 * world.RIGHT, new, REF, MASK, 1.0)
-        loss = partial(reinforce_loss, advantages=paid, mask=MASK)
-    else:
-        loss = partial(estimate, name, old=old)
-    found = world.expected_gradient(lambda x: loss(x).mean(), policy, chance)
-    row = [(chance @ estimate(name, new, old)).item()]
-    forward = world.gradient(lambda x: world.kl(x, reference), policy)
-    backward = world.gradient(lambda x: world.kl(reference, x), policy)
-    for true in (forward, backward):
-        length = (found.norm() / true.norm()).item()
-        cosine = torch.cosine_similarity(found.flatten(), true.flatten(), dim=0).item()
-        row += [cosine if length > 1e-9 else 0.0, length]
-    return row
-
+# Two of GRPO's variants differ in nothing but a factor of 1. Both pay for k3 of the
+# whole answer in their loss, whose mean is the KL. One multiplies it by the ratio
+# π/π_old, which is 1 on a fresh answer. Where do they end?
 
 # %%
-changes = torch.randn(2, 7, 3, generator=draw, dtype=torch.float64)
-policy, older = reference + 0.6 * changes
-NAMES = (
-    "k1",
-    "k2 whole",
-    "k2 per token",
-    "k3 whole",
-    "k3 per token",
-    "ratio × k3 whole",
-    "ratio × k3 per token",
-    "k1 in the reward",
-)
-fresh = {name: compare(name, policy) for name in NAMES}
-stale = {name: compare(name, older) for name in NAMES}
-distance = world.kl(policy, reference).item()
-print(f"KL(π ‖ ref) = {distance:.4f}. Cosine and relative length of mean gradients:")
-for title, table in {"answers from π": fresh, "from an older policy": stale}.items():
-    print(f"\n{title:<22}{'value':>8}     ∇KL(π ‖ ref)     ∇KL(ref ‖ π)")
-    for name, row in table.items():
-        print(f"{name:<22}" + "".join(f"{number:>8.3f}" for number in row))
+print(f"{'':<36}{'E[r]':>8}{'KL':>8}{'to π*':>12}")
+for name_of_world, found in ends.items():
+    print(name_of_world)
+    for name in ("GRPO undivided, k3 whole", "GRPO undivided, ratio × k3 whole"):
+        gain, nats, _, apart = found[name]
+        print(f"  {name:<34}{gain:>8.4f}{nats:>8.4f}{apart:>12.7f}")
 
-# %%
-for name in ("k1", "k3 whole", "k3 per token", "ratio × k3 whole"):
-    assert abs(fresh[name][0] - distance) < 1e-6  # the right value
-for name in ("k2 whole", "ratio × k3 whole", "k1 in the reward"):
-    assert np.allclose(fresh[name][1:3], 1, atol=1e-6)  # the gradient of KL(π ‖ ref)
-assert np.allclose(fresh["k3 whole"][3:], 1, atol=1e-6)  # of the other KL
-assert fresh["k1"][2] < 1e-6  # none at all
-assert np.allclose(stale["ratio × k3 whole"][:3], [distance, 1, 1], atol=1e-6)
+# %% [markdown]
+# With the ratio, it is π*. Without it, it is another policy: a factor whose value is 1
+# has a slope, and the slope is what training follows.
 
 # %% tags=["record"]
 run = {
@@ -559,8 +489,6 @@ run = {
     "apart": {name: end[3] for name, end in plain_world.items()},
     "ends": ends,
     "paths": paths,
-    "kl_fresh": fresh,
-    "kl_stale": stale,
 }
 
 # %% [markdown]
@@ -577,7 +505,7 @@ run = {
 #   in the worlds of two other seeds it is seven again.
 # * Why do GRPO's divisions do no harm when k1 is paid? At π* the paid reward r − β k1
 #   is the same for *all* answers. So every advantage is 0 there, whatever it is divided
-#   by. Where the policy cannot be π*, the divisions move the destination (exercise 3).
+#   by. Where the policy cannot be π*, the divisions move the destination (exercise 2).
 # * REINFORCE without a price becomes right nearly always, and wastes 0.37 nats on its
 #   way: it leaves the grey curve early. How much depends on the world. With two other
 #   seeds it wasted 0.27 and 1.53. DPO with sure labels goes 0.05 nats too far under the
@@ -586,18 +514,10 @@ run = {
 #   and those of four rounds close to it.
 # * GRPO with k3 in the loss ends elsewhere. With the divisions it could hardly be
 #   otherwise, for the price then weighs KL against rewards in units of their deviation.
-#   But it ends elsewhere without them too. One pair of variants shows why, since they
-#   differ in nothing but the ratio: with k3 of the whole answer 0.11 of all chance lies
-#   elsewhere than at π* (under the first reward), and with ratio × k3 of the whole
-#   answer nothing does. (Summed over tokens, as it is used in practice, ratio × k3 has
-#   not quite the gradient of the KL either, as the table shows.) The value of k3 is the
-#   KL. Its gradient is that of the *other* KL, KL(ref ‖ π), if it is taken of the whole
-#   answer; summed over tokens it is neither.
-# * k1 as a loss has no mean gradient at all on fresh answers. And as a loss per token
-#   no estimate has the gradient of the KL: a token is not told what it does to the KL
-#   of later ones. On answers of an older policy only ratio × k3 of the whole answer
-#   keeps its value and its gradient: the ratio corrects for who drew. (k1 in the reward
-#   stands in the table without its ratio.)
+#   But it ends elsewhere without them too: with k3 of the whole answer 0.11 of all
+#   chance lies elsewhere than at π* (under the first reward), and with ratio × k3 of
+#   the whole answer nothing does. The value of k3 is the KL, and its gradient that of
+#   the *other* KL, KL(ref ‖ π): lesson 17 has the proof.
 
 # %% tags=["record"]
 course.check(
@@ -636,21 +556,16 @@ course.finish(settings, run, before, after, "exact chance to be right: no noise"
 # %% [markdown]
 # ## Exercises
 #
-# **Exercise 1 (derive).** Show that the mean gradient of k1 as a loss is 0 on fresh
-# answers.
-#
-# **Exercise 2 (derive).** GRPO has groups of three, no divisions, and a price of 0.3 in
+# **Exercise 1 (derive).** GRPO has groups of three, no divisions, and a price of 0.3 in
 # its loss. At which β does REINFORCE weigh reward against KL alike?
 #
-# **Exercise 3 (change).** Let the policy's table of logits have one row for all
+# **Exercise 2 (change).** Let the policy's table of logits have one row for all
 # beginnings. Who arrives at the best policy of *that* family?
 
 # %% [markdown] tags=["answers"]
-# **Answer 1.** Σ π ∇ log π = ∇ Σ π = 0: the loss is log π minus a constant.
-#
-# **Answer 2.** At β = 0.45 for a price of 0.3 in the loss: subtracting the mean of
+# **Answer 1.** At β = 0.45 for a price of 0.3 in the loss: subtracting the mean of
 # three leaves 2/3 of r, and 0.3/(2/3) = 0.45.
 #
-# **Answer 3.** Those whose mean gradient is that of E[r] − β KL arrive at a point where
+# **Answer 2.** Those whose mean gradient is that of E[r] − β KL arrive at a point where
 # it is 0. GRPO with its divisions no longer does: the paid rewards differ at the best
 # policy of that family.
