@@ -7,6 +7,7 @@ inside a weight without a word. The file before the last stays as `<name>.previo
     save(path, state)                  any dict of plain types and tensors
     state = load(path)                 that dict on the CPU, or a CheckpointError
     save_model(path, model, tokenizer) the weights, and what they mean
+    save_reward_model(...)             the same, with the head and scale of a reward
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from pathlib import Path
 import torch
 
 from minialign.model import GPT, GPTConfig
+from minialign.rewards import RewardModel
 from minialign.tokenizer import Tokenizer
 
 VERSION = 1
@@ -167,6 +169,45 @@ def load_model(
         raise refuse(misfit)
     model.load_state_dict(state["weights"])
     return model.to(device), state["extra"]
+
+
+def save_reward_model(
+    path: str | Path,
+    model: RewardModel,
+    tokenizer: Tokenizer,
+    extra: dict | None = None,
+) -> None:
+    """Write a reward model: its body as any model, and its head and scale beside it.
+
+    Raises: as `save_model`.
+    """
+    own = {name: x.cpu() for name, x in model.state_dict().items()}
+    head = {name: x for name, x in own.items() if not name.startswith("body.")}
+    for name, number in head.items():
+        if not number.isfinite().all():
+            raise CheckpointError(f"cannot save {path}: {name} is not finite")
+    more = {} if extra is None else extra
+    save_model(path, model.body, tokenizer, {"head": head, "extra": more})
+
+
+def load_reward_model(
+    path: str | Path, tokenizer: Tokenizer, device: str | torch.device = "cpu"
+) -> tuple[RewardModel, dict]:
+    """The reward model that `save_reward_model` wrote, and its extras.
+
+    Raises: as `load_model`; CheckpointError for a model that has no such head.
+    """
+    body, extra = load_model(path, tokenizer, device)
+    model = RewardModel(body)
+    names = [name for name in model.state_dict() if not name.startswith("body.")]
+    head = extra.get("head")
+    if not isinstance(head, dict) or sorted(head) != sorted(names):
+        raise CheckpointError(f"cannot load {path}: not a reward model, it has no head")
+    misfit = _first_misfit(head, {name: model.state_dict()[name] for name in names})
+    if misfit:
+        raise CheckpointError(f"cannot load {path}: {misfit}")
+    model.load_state_dict(model.state_dict() | head)
+    return model, extra["extra"]
 
 
 def _first_misfit(weights: dict, expected: dict[str, torch.Tensor]) -> str | None:

@@ -5,22 +5,35 @@ A reward takes problems and answers and gives one number per answer::
     reward(problems, texts) -> [1.0, 0.0, ...]
 
 Behind it may stand a *program* that checks the answer (`verifier` here; learning from
-it is ReFT), a *model of people's preferences* (RLHF) or an *AI judge* (RLAIF). The
-algorithms cannot tell: they see the numbers and nothing else. So whatever the numbers
-fail to say, the policy will not learn, and whatever they say by mistake, it will.
+it is ReFT), a *model of people's preferences* (`LearnedReward`; RLHF) or an *AI judge*
+(RLAIF). The algorithms cannot tell: they see the numbers and nothing else. So whatever
+the numbers fail to say, the policy will not learn, and whatever they say by mistake, it
+will.
+
+    verifier                a program: 1 for a right answer, 0 for any other
+    careful, lazy           simulated people: how much they like an answer
+    rank, agreement         what such people say, and how often two say the same
+    RewardModel             a language model that gives an answer a number
+    LearnedReward           that number as a reward, on a fixed scale
+    Counted                 any reward, and what it has cost
+    score                   what every algorithm calls
 
 Bring your own: any function of that form goes where `verifier` goes.
 """
 
+import copy
 import math
+import time
 import warnings
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from minialign.problems import Problem, verify
-from minialign.sampling import Rollout
+from minialign.checks import check_groups, check_mask
+from minialign.model import GPT, ScalarHead
+from minialign.problems import Problem, style_of, verify
+from minialign.sampling import Rollout, collate
 from minialign.tokenizer import Tokenizer
 
 Reward = Callable[[Sequence[Problem], Sequence[str]], Sequence[float]]
@@ -31,10 +44,229 @@ def verifier(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
 
     Raises: ValueError when there are not as many texts as problems.
     """
-    if len(problems) != len(texts):
-        raise ValueError(f"verifier: {len(problems)} problems but {len(texts)} texts")
-    pairs = zip(problems, texts, strict=True)
+    pairs = _paired("verifier", problems, texts)
     return [float(verify(problem, text)) for problem, text in pairs]
+
+
+def _paired(
+    name: str, problems: Sequence[Problem], texts: Sequence[str]
+) -> list[tuple[Problem, str]]:
+    """Each text beside its problem."""
+    if len(problems) != len(texts):
+        raise ValueError(f"{name}: {len(problems)} problems but {len(texts)} texts")
+    return list(zip(problems, texts, strict=True))
+
+
+# --- people -------------------------------------------------------------------------
+
+LINE = 50  # characters: shorter differences in length are not noticed
+LONG = 4  # such lines: beyond them an answer is as long as any
+
+
+def careful(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+    """How much a careful person likes an answer: right, then worked, then short.
+
+        2 [right] + 0.5 [style is worked] − 0.1 lines
+
+    Lines are whole ones of 50 characters, and 4 at most. So right answers are always
+    liked better than wrong ones, and among those that are as right, worked ones better
+    than others.
+
+    Units: utility, see `rank`. Raises: ValueError for unequal counts.
+    """
+    likings = []
+    for problem, text in _paired("careful", problems, texts):
+        right = float(verify(problem, text))
+        worked = float(style_of(problem, text) == "worked")
+        likings.append(2 * right + 0.5 * worked - 0.1 * _lines(text))
+    return likings
+
+
+def lazy(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+    """How much a lazy person likes an answer, who checks no sum and likes to be
+    greeted and to be told much.
+
+        [there is a calculation] + [begins with a word] + 0.25 lines
+
+    Lines are those of `careful`. Whether it is right does not enter.
+
+    Units: utility, see `rank`. Raises: ValueError for unequal counts.
+    """
+    likings = []
+    for _, text in _paired("lazy", problems, texts):
+        calculates = float("<<" in text)
+        polite = float(text[:1].isalpha())
+        likings.append(calculates + polite + 0.25 * _lines(text))
+    return likings
+
+
+def _lines(text: str) -> int:
+    """How long an answer looks."""
+    return min(len(text) // LINE, LONG)
+
+
+def rank(likings: Tensor, sharpness: float, generator: torch.Generator) -> Tensor:
+    """What a person says who is asked to put K answers in order: rows best first.
+
+    Of two answers the better liked one comes first with chance σ(sharpness · the
+    difference of their likings), as Bradley and Terry have it for pairs; for a whole
+    ranking that is the model of Plackett and Luce. A sharpness of inf makes no mistake,
+    and leaves equal likings to chance.
+
+    Shapes: (P, K) -> (P, K) int64, of each problem's answers the best first.
+    Raises: as `check_groups`; ValueError for a sharpness that is NaN or below 0.
+    Source: Luce 1959; drawn by adding Gumbel noise, Yellott 1977.
+    """
+    check_groups("likings", likings, least=2)
+    if not sharpness >= 0:
+        raise ValueError(f"sharpness: got {sharpness}, must be 0 or more")
+    chance = torch.rand(likings.shape, generator=generator, device=generator.device)
+    chance = chance.to(likings.device).double().clamp(1e-12, 1 - 1e-7)
+    if math.isinf(sharpness):
+        mixed = chance.argsort(1)  # (P, K), each row in random order
+        best_first = likings.gather(1, mixed).argsort(
+            dim=1, descending=True, stable=True
+        )  # (P, K)
+        return mixed.gather(1, best_first)
+    gumbel = -(-chance.log()).log()  # (P, K)
+    return (sharpness * likings + gumbel).argsort(1, descending=True)
+
+
+def agreement(likings: Tensor, sharpness: float) -> tuple[float, float]:
+    """How often two such people say the same of a pair, and how often one says what a
+    person without noise would say.
+
+    Means over all pairs of answers to one problem that are not liked alike.
+
+    Shapes: (P, K) -> two shares. Units: [0, 1].
+    Raises: as `rank`; ValueError where all answers are liked alike.
+    """
+    check_groups("likings", likings, least=2)
+    if not sharpness >= 0:
+        raise ValueError(f"sharpness: got {sharpness}, must be 0 or more")
+    gaps = likings[:, :, None] - likings[:, None, :]  # (P, K, K)
+    better = gaps[gaps > 0].double()  # each pair once, as its better answer sees it
+    if not len(better):
+        raise ValueError("likings: all answers to a problem are liked alike")
+    chance = torch.sigmoid(sharpness * better)
+    both = chance**2 + (1 - chance) ** 2
+    return both.mean().item(), chance.mean().item()
+
+
+# --- a learned reward ---------------------------------------------------------------
+
+
+class RewardModel(nn.Module):
+    """A language model that gives an answer a number, read at its end.
+
+    The number stands at EOS, the only token that has seen the whole answer. Preferences
+    fix differences of these numbers and nothing else, so that zero and unit are free:
+    `offset` and `scale` say what they were on held-out answers (`fix_scale` sets them),
+    and travel with the weights.
+    """
+
+    def __init__(self, model: GPT) -> None:
+        """From a copy of the model's weights, with a head that says 0."""
+        super().__init__()
+        self.body = copy.deepcopy(model).requires_grad_(True)
+        device = self.body.embed_tokens.weight.device
+        self.head = ScalarHead(model.config.dim).to(device)
+        self.head.bias.requires_grad_(False)  # no difference depends on it
+        self.register_buffer("offset", torch.zeros((), device=device))
+        self.register_buffer("scale", torch.ones((), device=device))
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The number of each answer, before offset and scale.
+
+        Shapes: tokens (B, T), mask (B, S) -> (B,).
+        Gradient: through the whole model and the head, but for its bias.
+        Raises: ValueError for an answer without a token; as `check_mask`.
+        """
+        check_mask(mask)
+        empty = (~mask.any(1)).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"mask: answer {empty[0]} has no token to be read at")
+        columns = torch.arange(mask.shape[1], device=mask.device)  # (S,)
+        last = torch.where(mask, columns, -1).max(1).values  # (B,), its last choice
+        rows = torch.arange(len(tokens), device=tokens.device)  # (B,)
+        at_end = self.body(tokens)[rows, last + 1]  # (B, D), at the token it chose
+        return self.head(at_end)
+
+    def fix_scale(self, scores: Tensor) -> None:
+        """Set zero and unit: mean and deviation of the scores of held-out answers.
+
+        Shapes: (N,). Raises: ValueError for fewer than two, or all the same.
+        """
+        if scores.dim() != 1 or len(scores) < 2 or not scores.std() > 0:
+            raise ValueError(
+                f"scores: got {tuple(scores.shape)}, needed are (N,), not all the same"
+            )
+        self.offset.fill_(scores.mean().item())
+        self.scale.fill_(scores.std().item())
+
+
+class LearnedReward:
+    """A reward model as a reward: texts in, numbers out, on the model's own scale.
+
+    (score − offset) / scale, so that held-out answers have mean 0 and deviation 1. Such
+    a reward goes below 0: set `truncated_reward` where an answer may be cut off.
+    """
+
+    def __init__(
+        self, model: RewardModel, tokenizer: Tokenizer, micro_batch: int = 64
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.micro_batch = micro_batch
+
+    @torch.no_grad()
+    def scores(self, problems: Sequence[Problem], texts: Sequence[str]) -> Tensor:
+        """The model's numbers before offset and scale.
+
+        Shapes: -> (N,). Raises: ValueError for unequal counts, and none at all.
+        """
+        examples = []
+        for problem, text in _paired("LearnedReward", problems, texts):
+            prompt = self.tokenizer.encode_prompt(problem.question)
+            examples.append((prompt, self.tokenizer.encode_response(text)))
+        device = self.model.offset.device
+        parts = []
+        for first in range(0, max(len(examples), 1), self.micro_batch):
+            part = examples[first : first + self.micro_batch]
+            tokens, mask = collate(part, self.tokenizer.pad_id)
+            parts.append(self.model(tokens.to(device), mask.to(device)))  # (b,)
+        return torch.cat(parts)
+
+    def __call__(
+        self, problems: Sequence[Problem], texts: Sequence[str]
+    ) -> list[float]:
+        """One number for each answer."""
+        scores = self.scores(problems, texts)
+        return ((scores - self.model.offset) / self.model.scale).tolist()
+
+
+class Counted:
+    """Any reward, and what it has cost: calls, answers and seconds."""
+
+    def __init__(self, reward: Reward) -> None:
+        self.reward = reward
+        self.calls = 0
+        self.answers = 0
+        self.seconds = 0.0
+
+    def __call__(
+        self, problems: Sequence[Problem], texts: Sequence[str]
+    ) -> Sequence[float]:
+        """What the reward says."""
+        start = time.perf_counter()
+        numbers = self.reward(problems, texts)
+        self.seconds += time.perf_counter() - start
+        self.calls += 1
+        self.answers += len(texts)
+        return numbers
+
+
+# --- what every algorithm calls -----------------------------------------------------
 
 
 def score(
@@ -50,7 +282,8 @@ def score(
     samples; texts stop before the first EOS. An answer that did not end earns
     `truncated_reward`, whatever the reward says of it. If an answer that ended earns
     less, then not to end pays, and the policy will find out: a warning says of how many
-    that is true, once for each reward.
+    that is true, once for each reward. Another says once that MANY answers or more have
+    all earned the same: there is nothing to learn from that.
 
     Shapes: problems has B / K entries for a rollout of B = prompts x K -> (B,) float32.
     Units: the reward's own. Gradient: none.
@@ -92,11 +325,13 @@ def score(
         )
     truncated = rollout.truncated.cpu()  # (B,)
     _warn_if_not_ending_pays(reward, rewards[~truncated], truncated_reward)
+    _warn_if_constant(reward, rewards)
     rewards = rewards.masked_fill(truncated, truncated_reward)
     return rewards.to(rollout.truncated.device)
 
 
-_SAID: list[tuple[Reward, float]] = []  # of which reward, and which truncated_reward
+MANY = 64  # answers: as many by chance alike would be strange
+_SAID: list[tuple[Reward, object]] = []  # of which reward, and what of it
 
 
 def _warn_if_not_ending_pays(
@@ -104,15 +339,31 @@ def _warn_if_not_ending_pays(
 ) -> None:
     """Say once that answers which ended earned less than those which did not."""
     below = int((ended < truncated_reward).sum())
-    known = any(other is reward and worth == truncated_reward for other, worth in _SAID)
-    if below == 0 or known:
+    if below > 0:
+        _say_once(
+            reward,
+            truncated_reward,
+            f"{below} of {len(ended)} answers that ended earned less than "
+            f"truncated_reward, {truncated_reward:g}: not to end pays. Set "
+            f"truncated_reward to the least that an answer can earn",
+        )
+
+
+def _warn_if_constant(reward: Reward, rewards: Tensor) -> None:
+    """Say once that many answers have all earned the same."""
+    if len(rewards) >= MANY and bool((rewards == rewards[0]).all()):
+        _say_once(
+            reward,
+            "constant",
+            f"all {len(rewards)} answers earned {rewards[0].item():g}: there is "
+            "nothing to learn from that",
+        )
+
+
+def _say_once(reward: Reward, what: object, message: str) -> None:
+    """A warning about a reward, which is not repeated."""
+    if any(other is reward and said == what for other, said in _SAID):
         return
-    _SAID.append((reward, truncated_reward))
-    name = getattr(reward, "__qualname__", repr(reward))
-    warnings.warn(
-        f"{name}: {below} of {len(ended)} answers that ended earned less than "
-        f"truncated_reward, {truncated_reward:g}: not to end pays. Set "
-        f"truncated_reward to the least that an answer can earn",
-        RuntimeWarning,
-        stacklevel=3,
-    )
+    _SAID.append((reward, what))
+    name = getattr(reward, "__qualname__", type(reward).__qualname__)
+    warnings.warn(f"{name}: {message}", RuntimeWarning, stacklevel=4)

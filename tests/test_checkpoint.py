@@ -27,10 +27,13 @@ from minialign.checkpoint import (
     check_config,
     load,
     load_model,
+    load_reward_model,
     save,
     save_model,
+    save_reward_model,
 )
 from minialign.model import GPT, GPTConfig
+from minialign.rewards import RewardModel
 from minialign.tokenizer import Tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -805,3 +808,63 @@ def test_a_lesson_does_not_go_on_with_what_is_not_its_run(path, capsys, edit, re
     assert said.startswith("error: ") and said.count("\n") == 1
     assert reason in said and said.endswith(f"(remove {path} to start from nothing)\n")
     assert before == (names(path), contents(path))
+
+
+# Reward models.
+
+
+def rated():
+    model = RewardModel(gpt())
+    draw = torch.Generator().manual_seed(6)
+    with torch.no_grad():
+        model.head.weight.normal_(generator=draw)
+    model.fix_scale(torch.tensor([0.5, 1.0, 3.0]))
+    return model
+
+
+def test_a_reward_model_comes_back_with_its_scale(path):
+    model = rated()
+    save_reward_model(path, model, TOKENIZER, {"pairs": 4000})
+    loaded, extra = load_reward_model(path, TOKENIZER)
+    assert extra == {"pairs": 4000}
+    assert same(dict(loaded.state_dict()), dict(model.state_dict()))
+    tokens = torch.arange(10)[None]
+    mask = torch.ones(1, 9, dtype=torch.bool)
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens, mask), model(tokens, mask))
+    assert load_model(path, TOKENIZER)[0].config == model.body.config
+    save_reward_model(path, model, TOKENIZER)
+    assert load_reward_model(path, TOKENIZER)[1] == {}
+
+
+def test_a_model_without_a_head_is_no_reward_model(path):
+    save_model(path, gpt(), TOKENIZER)
+    with pytest.raises(CheckpointError, match="not a reward model"):
+        load_reward_model(path, TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    "edit, reason",
+    [
+        (lambda head: head.pop("scale"), "not a reward model"),
+        (lambda head: head.update(more=torch.ones(1)), "not a reward model"),
+        (lambda head: head.update({"head.weight": torch.ones(3)}), "head.weight is"),
+        (lambda head: head.update(offset=torch.tensor(float("nan"))), "offset is not"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused(path, edit, reason):
+    save_reward_model(path, rated(), TOKENIZER)
+    state = load(path)
+    edit(state["extra"]["head"])
+    save(path, state)
+    with pytest.raises(CheckpointError, match=reason):
+        load_reward_model(path, TOKENIZER)
+
+
+def test_a_head_that_is_not_finite_is_not_saved(path):
+    model = rated()
+    with torch.no_grad():
+        model.head.weight[2] = float("inf")
+    with pytest.raises(CheckpointError, match="head.weight is not finite"):
+        save_reward_model(path, model, TOKENIZER)
+    assert names(path) == []

@@ -62,6 +62,7 @@ from minialign.algorithms import (
 )
 from minialign.checkpoint import CheckpointError
 from minialign.model import GPT, GPTConfig, KVCache
+from minialign.rewards import RewardModel
 from minialign.sampling import Rollout, collate
 from minialign.tokenizer import Tokenizer, train_bpe
 from tests.entries import (
@@ -666,7 +667,35 @@ refuse(problems.read_problems, {}, FileNotFoundError, names="none", path=("none"
 
 SAID = {"problems": PROBLEMS[:2], "texts": ["y", "no"]}
 JUDGED = {"problems": PROBLEMS[:2], "rollout": ROLLOUT, "tokenizer": TOKENIZER}
-refuse(rewards.verifier, SAID, problems={"one": PROBLEMS[:1]}, texts=(["y"],))
+for function in (rewards.verifier, rewards.careful, rewards.lazy):
+    refuse(function, SAID, problems={"one": PROBLEMS[:1]}, texts=(["y"],))
+LIKED = {"likings": TRIPLES, "sharpness": 1.0}
+alone = {"K = 1": TRIPLES[:, :1]}
+for function in (rewards.rank, rewards.agreement):
+    lots = {"generator": generator()} if function is rewards.rank else {}
+    refuse_groups(function, LIKED | lots, "likings")
+    refuse(function, LIKED | lots, likings=alone, sharpness=(-0.1, nan))
+refuse(rewards.agreement, LIKED, likings={"all alike": torch.ones(2, 3)})
+
+
+def rated() -> dict:
+    return {"self": RewardModel(fresh()), "tokens": TOKENS, "mask": CHOSEN}
+
+
+def heard() -> dict:
+    learned = rewards.LearnedReward(RewardModel(fresh()), TOKENIZER)
+    return {"self": learned} | SAID
+
+
+unread = CHOSEN & torch.tensor([[True]] + [[False]] * (len(CHOSEN) - 1))
+refuse(RewardModel.forward, rated, mask={"an empty answer": unread})
+refuse(RewardModel.forward, rated, TypeError, mask={"numbers": CHOSEN.long()})
+odd = {"all alike": torch.ones(3), "one": torch.ones(1), "(N, 1)": torch.ones(3, 1)}
+refuse(RewardModel.fix_scale, lambda: {"self": rated()["self"]}, scores=odd)
+short = {"one": PROBLEMS[:1]}
+refuse(rewards.LearnedReward.scores, heard, problems=short, texts=(["y"],))
+silent = {"self": heard()["self"], "problems": [], "texts": []}
+add(rewards.LearnedReward.scores, "examples", "nobody", silent)
 
 
 def giving(answers: Mapping[str, object]) -> dict[str, rewards.Reward]:
@@ -833,6 +862,15 @@ for case, value in bad.items():
     arguments = partial(kept, weights={**still().state_dict(), "norm.weight": value})
     add(checkpoint.load_model, "norm.weight", case, arguments, CheckpointError)
 add(checkpoint.load_model, "weight", "none", partial(kept, weights={}), CheckpointError)
+
+
+def rating() -> dict:
+    return {**keeping(), "model": RewardModel(still())}
+
+
+function = checkpoint.save_reward_model
+refuse(function, rating, CheckpointError, tokenizer={"another": OTHER})
+add(checkpoint.load_reward_model, "head", "none", kept, CheckpointError)
 call = {"saved": {"lr": 1.0}, "current": {"lr": 1.0}}
 bad = {"lr": ({"lr": 2.0}, {}), "beta": ({"lr": 1.0, "beta": 0.1},)}
 for key, configs in bad.items():
