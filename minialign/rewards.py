@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from minialign.checks import check_groups, check_mask
+from minialign.checks import check_groups, check_tokens
 from minialign.model import GPT, ScalarHead
 from minialign.problems import Problem, style_of, verify
 from minialign.sampling import Rollout, collate
@@ -70,7 +70,7 @@ def careful(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
 
     Lines are whole ones of 50 characters, and 4 at most. So right answers are always
     liked better than wrong ones, and among those that are as right, worked ones better
-    than others.
+    than others. A style goes by form: whether the working is sound is not looked at.
 
     Units: utility, see `rank`. Raises: ValueError for unequal counts.
     """
@@ -129,17 +129,17 @@ def rank(likings: Tensor, sharpness: float, generator: torch.Generator) -> Tenso
         )  # (P, K)
         return mixed.gather(1, best_first)
     gumbel = -(-chance.log()).log()  # (P, K)
-    return (sharpness * likings + gumbel).argsort(1, descending=True)
+    return (sharpness * likings.double() + gumbel).argsort(1, descending=True)
 
 
 def agreement(likings: Tensor, sharpness: float) -> tuple[float, float]:
-    """How often two such people say the same of a pair, and how often one says what a
-    person without noise would say.
+    """How often two people with the same likings say the same of a pair, and how often
+    one of them says what a person without noise would say.
 
     Means over all pairs of answers to one problem that are not liked alike.
 
     Shapes: (P, K) -> two shares. Units: [0, 1].
-    Raises: as `rank`; ValueError where all answers are liked alike.
+    Raises: as `rank`; ValueError where no problem has answers that are not liked alike.
     """
     check_groups("likings", likings, least=2)
     if not sharpness >= 0:
@@ -160,29 +160,30 @@ class RewardModel(nn.Module):
     """A language model that gives an answer a number, read at its end.
 
     The number stands at EOS, the only token that has seen the whole answer. Preferences
-    fix differences of these numbers and nothing else, so that zero and unit are free:
-    `offset` and `scale` say what they were on held-out answers (`fix_scale` sets them),
-    and travel with the weights.
+    fix how far apart the numbers of two answers to one problem are, in log-odds, and
+    leave the zero open. A reward should have a zero and a unit that are known: `offset`
+    and `scale` are mean and deviation over held-out answers, once `fix_scale` has set
+    them, and travel with the weights.
     """
 
     def __init__(self, model: GPT) -> None:
         """From a copy of the model's weights, with a head that says 0."""
         super().__init__()
         self.body = copy.deepcopy(model).requires_grad_(True)
-        device = self.body.embed_tokens.weight.device
-        self.head = ScalarHead(model.config.dim).to(device)
+        weight = self.body.embed_tokens.weight
+        self.head = ScalarHead(model.config.dim).to(weight)
         self.head.bias.requires_grad_(False)  # no difference depends on it
-        self.register_buffer("offset", torch.zeros((), device=device))
-        self.register_buffer("scale", torch.ones((), device=device))
+        self.register_buffer("offset", torch.zeros(()).to(weight))
+        self.register_buffer("scale", torch.ones(()).to(weight))
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The number of each answer, before offset and scale.
 
         Shapes: tokens (B, T), mask (B, S) -> (B,).
-        Gradient: through the whole model and the head, but for its bias.
-        Raises: ValueError for an answer without a token; as `check_mask`.
+        Gradient: through the model's layers and the head, but for its bias.
+        Raises: as `check_tokens`; ValueError for an answer without a token.
         """
-        check_mask(mask)
+        check_tokens(self.body, tokens, mask)
         empty = (~mask.any(1)).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"mask: answer {empty[0]} has no token to be read at")
@@ -206,15 +207,18 @@ class RewardModel(nn.Module):
 
 
 class LearnedReward:
-    """A reward model as a reward: texts in, numbers out, on the model's own scale.
+    """A reward model as a reward: texts in, numbers out.
 
-    (score − offset) / scale, so that held-out answers have mean 0 and deviation 1. Such
-    a reward goes below 0: set `truncated_reward` where an answer may be cut off.
+    (number − offset) / scale: after `fix_scale`, held-out answers have mean 0 and
+    deviation 1. Such a reward goes below 0: set `truncated_reward` where an answer may
+    be cut off. A text that is too long for the model is read as far as there is room.
     """
 
     def __init__(
         self, model: RewardModel, tokenizer: Tokenizer, micro_batch: int = 64
     ) -> None:
+        if micro_batch < 1:
+            raise ValueError(f"micro_batch: got {micro_batch}, must be 1 or more")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.micro_batch = micro_batch
@@ -228,7 +232,11 @@ class LearnedReward:
         examples = []
         for problem, text in _paired("LearnedReward", problems, texts):
             prompt = self.tokenizer.encode_prompt(problem.question)
-            examples.append((prompt, self.tokenizer.encode_response(text)))
+            answer = self.tokenizer.encode_response(text)
+            room = self.model.body.config.context - len(prompt)
+            if len(answer) > room:
+                answer = [*answer[: room - 1], self.tokenizer.eos_id]
+            examples.append((prompt, answer))
         device = self.model.offset.device
         parts = []
         for first in range(0, max(len(examples), 1), self.micro_batch):
@@ -250,6 +258,7 @@ class Counted:
 
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
+        self.__qualname__ = _name_of(reward)  # a warning names what is counted
         self.calls = 0
         self.answers = 0
         self.seconds = 0.0
@@ -325,8 +334,8 @@ def score(
         )
     truncated = rollout.truncated.cpu()  # (B,)
     _warn_if_not_ending_pays(reward, rewards[~truncated], truncated_reward)
-    _warn_if_constant(reward, rewards)
     rewards = rewards.masked_fill(truncated, truncated_reward)
+    _warn_if_constant(reward, rewards)
     return rewards.to(rollout.truncated.device)
 
 
@@ -365,5 +374,9 @@ def _say_once(reward: Reward, what: object, message: str) -> None:
     if any(other is reward and said == what for other, said in _SAID):
         return
     _SAID.append((reward, what))
-    name = getattr(reward, "__qualname__", type(reward).__qualname__)
-    warnings.warn(f"{name}: {message}", RuntimeWarning, stacklevel=4)
+    warnings.warn(f"{_name_of(reward)}: {message}", RuntimeWarning, stacklevel=4)
+
+
+def _name_of(reward: Reward) -> str:
+    """A function's own name, or that of an object's class."""
+    return getattr(reward, "__qualname__", type(reward).__qualname__)

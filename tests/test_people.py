@@ -159,6 +159,11 @@ def test_two_people_agree_as_often_as_is_said():
     assert found == pytest.approx(agreement(likings, 1.0)[0], abs=0.01)
 
 
+def test_a_sharpness_beyond_float32_is_one_without_noise():
+    likings = torch.tensor([[0.0, 1.0]])
+    assert rank(likings, 1e39, generator()).tolist() == [[1, 0]]
+
+
 @pytest.mark.parametrize("sharpness", [-0.1, math.nan])
 def test_a_sharpness_is_not_below_zero(sharpness):
     with pytest.raises(ValueError, match="sharpness"):
@@ -223,6 +228,13 @@ def test_a_new_model_says_zero_and_leaves_the_policy_alone():
     assert still == ["head.bias"]
 
 
+def test_tokens_and_mask_must_agree():
+    tokens, mask = collate([([1, 2], [3, 4])] * 3, TOKENIZER.pad_id)
+    for other in (tokens[:1], tokens[:, :-1], torch.cat((tokens, tokens), 1)):
+        with pytest.raises(ValueError, match="mask"):
+            reward_model()(other, mask)
+
+
 def test_an_answer_without_a_token_is_refused():
     tokens, mask = collate([([1, 2], [3, 4])] * 2, TOKENIZER.pad_id)
     mask[1] = False
@@ -261,6 +273,25 @@ def test_a_learned_reward_refuses_unequal_counts_and_none():
         reward(PROBLEMS, ["y"])
     with pytest.raises(ValueError, match="examples: got none"):
         reward([], [])
+
+
+def test_a_text_that_is_too_long_is_read_as_far_as_there_is_room():
+    """A context of 16: what comes after the 13th letter is not read, and EOS is."""
+    reward = LearnedReward(reward_model(), TOKENIZER)
+    context = reward.model.body.config.context
+    room = context - len(TOKENIZER.encode_prompt("a")) - 1
+    longest = "y" * room
+    with torch.no_grad():
+        expected = by_hand(reward.model, "a", longest)
+    texts = [longest, longest + "n", longest + "y" * 40]
+    found = reward.scores([PROBLEMS[0]] * 3, texts).tolist()
+    assert found == pytest.approx([expected] * 3, abs=1e-5)
+
+
+def test_a_model_in_float64_is_read_as_well():
+    model = RewardModel(base().double())
+    tokens, mask = collate([([1, 2], [3, 4])], TOKENIZER.pad_id)
+    assert model(tokens, mask).dtype == torch.float64
 
 
 def test_a_policy_learns_from_a_learned_reward():
@@ -313,9 +344,13 @@ def test_a_constant_reward_is_warned_of_once_with_the_count():
 
     with pytest.warns(RuntimeWarning, match=f"indifferent: all {MANY} .* earned 0.25"):
         score(indifferent, problems, held, LETTERS)
+    with pytest.warns(RuntimeWarning, match="always: all 64"):
+        score(Counted(always), problems, held, LETTERS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         score(indifferent, problems, held, LETTERS)  # it has been said
+        cut = rollout(["#### 4"] * MANY, cut=[5])  # one of them earns something else
+        score(lambda p, t: [0.25] * len(t), problems, cut, LETTERS)
         score(always, problems[1:], rollout(["#### 4"] * (MANY - 1)), LETTERS)
         score(
             verifier, problems, rollout(["#### 4"] * (MANY - 1) + ["#### 3"]), LETTERS
