@@ -922,25 +922,42 @@ plotting.save_figure(figure, trials_path)
 # %% [markdown]
 # Why is the long run no better than a short one? All other methods of this course end
 # with ever smaller steps, because their learning rates fall to 0. TRPO's bound does not
-# fall. So here is the long run once more, at seed 0, with the same bound at first and
-# with steps whose length falls along a line to 0.
+# fall. So here are the long runs once more, with the same bound at first and with steps
+# whose length falls along a line to 0.
 
 # %%
+falling_trials = {}
+for seed in settings.pick((0,), (0, 1, 2), (0, 1, 2)):
+    falls = replace(config, falling=True)
+    falling_trials[f"falling, seed {seed}"] = (falls, {"seed": seed})
 falling = exam.run_trials(
     settings,
     tokenizer,
     reference,
-    {"falling": (replace(config, falling=True), {"seed": 0})},
+    falling_trials,
     run_trpo,
     name="falling",
     judge=judge_on_test,
 )
-if falling and "right_of_samples" in run:
-    there = np.array(falling["falling"]["right_of_samples"]) / 4
-    here = np.array(run["right_of_samples"][: len(there)]) / 8
-    run["falling"] = {"falls": float(there.mean()), "stays": float(here.mean())}
-    print(f"bound that falls {there.mean():.3f}, that stays {here.mean():.3f},")
-    print(f"  difference {verdict([there - here])}")
+on_record = plotting.load_record(settings.lesson)
+there = []
+here = []
+for seed in (0, 1, 2):
+    trial = falling.get(f"falling, seed {seed}")
+    stays = on_record.get(str(seed))
+    if trial and stays and settings.preset != "smoke":
+        right = np.array(trial["right_of_samples"]) / 4  # (500,)
+        there.append(right)
+        here.append(np.array(stays["right_of_samples"][: len(right)]) / 8)
+if there:
+    gain = verdict(np.array(there) - np.array(here))
+    run["falling"] = {
+        "falls": float(np.mean(there)),
+        "stays": float(np.mean(here)),
+        "gain": course.as_list(gain.estimate),
+    }
+    print(f"bound that falls {np.mean(there):.3f}, that stays {np.mean(here):.3f},")
+    print(f"  difference {gain}")
 
 # %% tags=["record"]
 run["tried"] = {name: trial["accuracy"] for name, trial in tried.items()}
@@ -984,10 +1001,11 @@ run["most_moved_fresh"] = max(series["kl_fresh"])
 # * **It is fast, and it does not settle.** With 2,048 to 2,816 answers 0.8 of its draw
 #   was right, where no method before needed fewer than 6,912. But at the end it has
 #   closed 0.73 [0.64, 0.83] of the gap (three seeds, Student's interval) at a cost of
-#   2.23 nats, and RLOO 0.81. One run suggests why. TRPO's steps stay as long as they
+#   2.23 nats, and RLOO 0.81. Three more runs say why. TRPO's steps stay as long as they
 #   were at the beginning, and RLOO's learning rate falls to 0. With a bound that falls
-#   as well, the run of seed 0 ends at 0.90 on 500 test problems instead of 0.85 (one
-#   seed; the interval of the difference, over problems, excludes 0).
+#   as well, TRPO ends at 0.889 on 500 test problems instead of 0.825 (the difference,
+#   0.064, is apart from 0 over three seeds: 0.029 to 0.099). RLOO ends at 0.85 on all
+#   1,000.
 # * **It seems to be the length that helps here, and not the direction.** A step along
 #   the plain gradient, of a length measured in KL (*1 iteration*), reaches 0.869 after
 #   4,096 answers; the natural direction 0.827 with 32 answers in the curvature, and
@@ -1030,8 +1048,9 @@ course.check(
         "kl": "2.23",
         "second_skill before": "0.76",
         "second_skill after": "0.70",
-        "falling > falls, seed 0": "0.90",
-        "falling > stays, seed 0": "0.85",
+        "falling > falls, seed 0": "0.889",
+        "falling > stays, seed 0": "0.825",
+        "falling > gain, seed 0": "0.064",
         "passes": "7.7",
         "coarse > 2 bits > outside, seed 0": "0.014",
         "coarse > 2 bits > apart, seed 0": "0.013",
@@ -1053,7 +1072,7 @@ course.check(
         "accuracy, seed 4 steps a draw, δ 0.01": "0.758",
     },
 )
-course.check("13_rloo", {"gap_closed": "0.81"})
+course.check("13_rloo", {"gap_closed": "0.81", "sampled after": "0.85"})
 course.check("13_rloo_trials", {"accuracy, seed lr 1.6e-3": "0.638"})
 
 # %% tags=["record"]
