@@ -45,7 +45,14 @@ from minialign import exact_world as world
 from minialign.algorithms import grpo, rloo
 from minialign.evaluation import binary_kl, sample_answers
 from minialign.intervals import Estimate, bootstrap, over_seeds, verdict
-from minialign.logprobs import kl_k1, kl_k2, kl_k3, kl_ratio_k3, masked_sum
+from minialign.logprobs import (
+    exact_kl,
+    kl_k1,
+    kl_k2,
+    kl_k3,
+    kl_ratio_k3,
+    masked_sum,
+)
 from minialign.model import GPT
 from minialign.rewards import verifier
 
@@ -260,6 +267,43 @@ print("value and gradient, on answers of an older policy:", "; ".join(kept))
 assert kept == ["ratio × k3, whole"]
 
 # %% [markdown]
+# There is one estimate more, where all chances of a choice are at hand: its KL can be
+# computed *exactly*, over the whole vocabulary, and summed over the answer. It has the
+# right mean. What is its gradient?
+
+
+# %%
+def exact_of_answers(logits: Tensor) -> Tensor:
+    """The KL of every choice, summed over an answer: (15,)."""
+    each = exact_kl(logits, reference15)  # (7,), after each beginning
+    return torch.where(world.MASK, each[world.STATES], 0.0).sum(1)
+
+
+chance15 = world.chances(policy15)
+exact15 = exact_of_answers(policy15)
+deviation = (chance15 @ (exact15 - nats15) ** 2).sqrt().item()
+slopes = {
+    "loss": world.gradient(lambda x: chance15 @ exact_of_answers(x), policy15),
+    "reward": world.gradient(
+        lambda x: chance15 @ (exact15 * world.token_logprobs(x).sum(1)), policy15
+    ),
+}
+for place, slope in slopes.items():
+    row = [(chance15 @ exact15).item(), deviation]
+    for true in TRUE.values():
+        row.append(torch.cosine_similarity(slope.flatten(), true.flatten(), 0).item())
+        row.append((slope.norm() / true.norm()).item())
+    name = "exact, tokens"
+    print(f"in the {place:<7}{name:<20}" + "".join(f"{x:>8.3f}" for x in row))
+assert abs(row[0] - nats15) < 1e-9
+assert torch.allclose(slopes["loss"], mean_gradient("k2, tokens", "loss", policy15))
+assert torch.allclose(slopes["loss"] + slopes["reward"], TRUE["KL(π ‖ ref)"])
+
+# %% [markdown]
+# In the loss it has that of k2 summed over tokens, which is nearly right. In the reward
+# it has the half that is missing there: what a token does to the KL of later ones.
+
+# %% [markdown]
 # Three of twelve have the gradient that is meant, and the right mean does not tell
 # them: k2 has another mean, and k3 has the right one. Summed over tokens, no estimate
 # in the loss has it, for a token's own gradient is not told what the token does to the
@@ -361,7 +405,9 @@ my_guess = 2.0  # edit me: nats
 #
 # Prices in the loss are those of GRPO without its two divisions (Dr. GRPO, lesson 16).
 # The price in the reward is RLOO's (lesson 13), which takes one step on each draw. The
-# learning rate is the one that both have there, where nothing is paid for.
+# learning rate is the one that both have there, where nothing is paid for. (GRPO's
+# advantages are 7/8 of RLOO's for 8 answers to a problem, so that in its loss the same
+# price weighs 8/7 as much.)
 
 
 # %%
@@ -731,10 +777,10 @@ panels[0].set(ylabel="sampled accuracy, validation", ylim=(0, 1.02))
 panels[1].set(ylabel="KL(policy ‖ base), nats", ylim=(0, None))
 panels[2].set(ylabel="second skill, greedy", ylim=(0.5, 0.9))
 panels[0].legend(loc="lower left")
-for panel, height in ((panels[0], base_accuracy), (panels[2], base_skill)):
-    panel.axhline(height, color="#444", lw=1, ls=":")
-    below = -13 if panel is panels[0] else 8
-    plotting.label(panel, "the base", (1.3, height), (0, below), color="#444")
+panels[0].axhline(base_accuracy, color="#444", lw=1, ls=":")
+plotting.label(panels[0], "the base", (1.3, base_accuracy), (0, -13), color="#444")
+panels[2].axhline(base_skill, color="#444", lw=1, ls=":")
+plotting.label(panels[2], "the base", (1.3, base_skill), (0, 8), color="#444")
 if len(run["bought"]) == len(RATES) * len(PRICES):
     free = run["bought"]["lr 0.0008, β = 0"]
     cheap = run["bought"]["lr 0.0008, β = 0.1"]
