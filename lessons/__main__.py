@@ -9,8 +9,8 @@
     python -m lessons page reinforce      make its page, from what is stored
     python -m lessons page all --run      run the lessons for their pages, cell by cell
 
-Options: --preset smoke|quick|full, --device auto|cpu|cuda, --seed N; --record for the
-authors, who write figures/ with it.
+Options: --preset smoke|quick|full, --device auto|cpu|cuda, --seed N; --grid for what
+takes hours; --record for the authors, who write figures/ with it.
 """
 
 import argparse
@@ -80,6 +80,8 @@ def flags(options: argparse.Namespace) -> list[str]:
         found += ["--preset", options.preset]
     if options.record:
         found += ["--record"]
+    if options.grid:
+        found += ["--grid"]
     return found
 
 

@@ -52,6 +52,7 @@ class Settings:
     seed: int
     started: float  # seconds, time.perf_counter()
     record: bool = False  # write figures/, the authors' record, and not figures/local/
+    grid: bool = False  # make comparisons that take hours, and not read them
 
     def pick(self, smoke: Value, quick: Value, full: Value) -> Value:
         """The value for this preset."""
@@ -101,10 +102,17 @@ def setup(lesson: str, arguments: Sequence[str] | None = None) -> Settings:
     options = parser.parse_args(arguments)
     device = pick_device(options.device)
     preset = options.preset or ("full" if device.type == "cuda" else "quick")
-    if options.record and preset != "full":
-        fail(f"--record: a record is of --preset full, not of {preset}")
+    for flag in ("record", "grid"):
+        if getattr(options, flag) and preset != "full":
+            fail(f"--{flag}: this is of --preset full, not of {preset}")
     settings = Settings(
-        lesson, preset, device, options.seed, time.perf_counter(), options.record
+        lesson,
+        preset,
+        device,
+        options.seed,
+        time.perf_counter(),
+        options.record,
+        options.grid,
     )
     try:
         plotting.LOCAL.mkdir(parents=True, exist_ok=True)
@@ -132,6 +140,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--record",
         action="store_true",
         help="for the authors: write the committed record, not figures/local/",
+    )
+    parser.add_argument(
+        "--grid",
+        action="store_true",
+        help="make the lesson's longest comparisons too, in hours; a second call goes "
+        "on where the first was stopped",
     )
 
 

@@ -7,6 +7,7 @@ reports the way between them. Trials say how much of it is due to the method's s
     distance, report                            what its training brought, and the price
     finish                                      the end of such a lesson
     run_trials, print_trials, compare_trials    the same algorithm under other settings
+    run_grid                                    comparisons that take hours
     base_on_validation                          what such trials start from
     choose                                      which of them a headline run takes
 """
@@ -259,6 +260,40 @@ def run_trials(
         return tried
     plotting.save_trials(name, tried)
     return plotting.load_record(name)
+
+
+def run_grid(
+    settings: Settings,
+    cells: Mapping[str, Any],
+    run: Callable[[Any], dict],
+    name: str,
+) -> dict[str, dict]:
+    """Comparisons that take hours: {name: config} -> {name: what run(config) found}.
+
+    Only with --grid are they made. What the record lacks, or has of another config, is
+    run, and saved as it ends: a second call goes on where the first was stopped. `name`
+    is that of the record, after the lesson's; it lies in figures/local/, or with
+    --record in figures/. `smoke` runs the first cell and saves none. Else: the
+    committed record.
+    """
+    name = f"{settings.lesson}_{name}"
+    if settings.preset == "smoke":
+        first = next(iter(cells))
+        return {first: {"config": asdict(cells[first]), **run(cells[first])}}
+    if not settings.grid:
+        return plotting.load_record(name)
+    record = plotting.load_record(name, settings.folder)
+    made: dict[str, dict] = {}
+    for title, config in cells.items():
+        wanted = plotting.rounded(asdict(config))
+        if title in record and record[title]["config"] == wanted:
+            made[title] = record[title]
+            continue
+        say(f"cell: {title}")
+        made[title] = {"config": wanted, **run(config)}
+        plotting.save_trials(name, record | made, settings.folder)
+    plotting.save_trials(name, made, settings.folder)
+    return plotting.load_record(name, settings.folder)
 
 
 def _one_of_each_kind(trials: Mapping[str, tuple]) -> dict[str, tuple]:

@@ -69,9 +69,10 @@ def provenance(device: torch.device) -> dict[str, object]:
     }
 
 
-def load_record(lesson: str) -> dict[str, dict]:
-    """The committed `full` runs of a lesson by seed: {} when it has none yet."""
-    return _read(FIGURES / f"{lesson}.json")
+def load_record(lesson: str, folder: Path | None = None) -> dict[str, dict]:
+    """The `full` runs of a lesson by seed: {} when it has none yet. None: those that
+    are committed."""
+    return _read((folder or FIGURES) / f"{lesson}.json")
 
 
 def save_run(lesson: str, run: dict, seed: int, local: bool) -> Path:
@@ -89,9 +90,10 @@ def save_run(lesson: str, run: dict, seed: int, local: bool) -> Path:
         raise ValueError(f"run: its numbers must be finite: {error}") from None
 
 
-def save_trials(name: str, trials: dict[str, dict]) -> Path:
-    """Write the record of a lesson's trials: {trial: what was measured}, in order."""
-    return _write(FIGURES / f"{name}.json", trials)
+def save_trials(name: str, trials: dict[str, dict], folder: Path | None = None) -> Path:
+    """Write the record of a lesson's trials: {trial: what was measured}, in order.
+    None: the committed one."""
+    return _write((folder or FIGURES) / f"{name}.json", trials)
 
 
 def _write(path: Path, record: dict[str, dict]) -> Path:

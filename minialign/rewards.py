@@ -66,11 +66,12 @@ LONG = 4  # such lines: beyond them an answer is as long as any
 def careful(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
     """How much a careful person likes an answer: right, then worked, then short.
 
-        2 [right] + 0.5 [style is worked] − 0.1 lines
+        2 [right] + 0.5 [style is worked] − 0.35 lines
 
     Lines are whole ones of 50 characters, and 4 at most. So right answers are always
-    liked better than wrong ones, and among those that are as right, worked ones better
-    than others. A style goes by form: whether the working is sound is not looked at.
+    liked better than wrong ones. Among those that are as right, working is worth more
+    than the line that it takes up, and two lines more than the working. A style goes by
+    form: whether the working is sound is not looked at.
 
     Units: utility, see `rank`. Raises: ValueError for unequal counts.
     """
@@ -78,7 +79,7 @@ def careful(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
     for problem, text in _paired("careful", problems, texts):
         right = float(verify(problem, text))
         worked = float(style_of(problem, text) == "worked")
-        likings.append(2 * right + 0.5 * worked - 0.1 * _lines(text))
+        likings.append(2 * right + 0.5 * worked - 0.35 * _lines(text))
     return likings
 
 

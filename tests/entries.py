@@ -43,6 +43,7 @@ from minialign.algorithms import (
     reinforce,
     rejection_sampling,
     remax,
+    reward_model,
     rloo,
     rrhf,
     sft,
@@ -877,10 +878,18 @@ ENTRIES = [
         without=ROUNDED,
         owes=[policy_gradients.check_share_explained],
     ),
+    Entry(
+        ppo.pretraining_loss,
+        count=live_rows,
+        setting=1,
+        refuses={"weight": (-0.1, nan, inf)},
+        owes=[policy_gradients.check_pull_of_the_mix],
+    ),
     Entry(ppo.adapt_beta),
     Entry(
         ppo.train,
         owes=[
+            policy_gradients.check_the_mix_is_imitated,
             policy_gradients.check_returns_are_what_was_earned,
             policy_gradients.check_first_ratio,
             policy_gradients.check_micro_batches,
@@ -932,6 +941,38 @@ ENTRIES = [
         owes=[preferences.check_pairs_are_told_apart, preferences.check_pairs_by_lot],
     ),
     Entry(dpo.pair_logprobs, owes=[preferences.check_sums_over_answers]),
+    # reward_model
+    Entry(
+        reward_model.pairwise_loss,
+        drawn=preferences.NUMBERS,
+        fixed_call={
+            "chosen": common.float64([0.5, -1.0, 2.0]),
+            "rejected": common.float64([0.2, 0.4, -0.3]),
+        },
+        count=all_rows,
+        options=[{}, {"margin": 0.7}, {"label": 0.8}],
+        defaults={"margin": 0.0, "label": 1.0, "weights": None},
+        refuses={"margin": (-0.1, nan, inf), "label": SHARE},
+        owes=[
+            preferences.check_a_tie,
+            preferences.check_only_differences_count,
+            preferences.check_pull_of_a_pair,
+            preferences.check_a_margin_is_a_head_start,
+            preferences.check_a_swap_costs_the_gap,
+            preferences.check_lowest_where_people_are,
+            preferences.check_gaps_of_any_size,
+            preferences.check_weights_count,
+        ],
+    ),
+    Entry(
+        reward_model.pairs_of,
+        owes=[
+            preferences.check_pairs_of_rankings,
+            preferences.check_a_ranking_counts_once,
+        ],
+    ),
+    Entry(reward_model.read_rankings, owes=[preferences.check_read_one_by_one]),
+    Entry(reward_model.rankings_of, owes=[preferences.check_best_first]),
     # rrhf
     Entry(rrhf.summed_logprobs),
     Entry(rrhf.mean_logprobs, owes=[preferences.check_mean_per_token]),

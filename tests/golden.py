@@ -1060,6 +1060,25 @@ def value_loss(values, old_values, returns, mask, clip, count):
     return token_mean(slots(worse, mask, values, old_values, returns), mask, count)
 
 
+MIX_WEIGHTS = (
+    {"weight": 1.0, "count": None},
+    {"weight": 0.25, "count": None},
+    {"weight": 27.8, "count": 10},
+    {"weight": 0.0, "count": None},
+)
+
+
+@vectors(
+    "ppo.pretraining_loss",
+    Batches(nats="logprobs", options=MIX_WEIGHTS),
+    by="logprobs",
+)
+def pretraining_loss(logprobs, mask, weight, count):
+    """−weight · (1/N) Σ over live slots, N = count; null: the number of rows with a
+    live slot"""
+    return -weight * sequence_sum(logprobs, mask, count)
+
+
 GUESSES = table(
     "values returns mask",
     ("a perfect guess: 1", [[0.5, 2.0, 1e3]], [[0.5, 2.0, 0.0]], [[True, True, False]]),
@@ -1239,6 +1258,49 @@ def make_pairs(rewards, most):
             if row[low] < row[high]:
                 pairs.append([p * K + high, p * K + low])
     return pairs
+
+
+# reward_model
+
+
+def comparisons(dice):
+    cases = []
+    for note, N, apart, margin, label, weighed, count in (
+        ("one pair", 1, 2, 0.0, 1.0, False, None),
+        ("two pairs", 2, 2, 0.0, 1.0, False, None),
+        ("a margin", 3, 2, 0.5, 1.0, False, None),
+        ("labels that are right with chance 0.8", 3, 2, 0.0, 0.8, False, None),
+        ("of a larger batch", 4, 3, 0.0, 1.0, False, 10),
+        ("the pairs of two rankings", 4, 3, 0.0, 1.0, True, 2),
+        ("all at once", 5, 4, 1.5, 0.9, True, 3),
+        ("told apart", 2, 50, 0.0, 1.0, False, None),
+    ):
+        chosen, rejected = decimals(dice, 2, N, low=-apart, high=apart)
+        weights = [1.0] + [1 / 4] * (N - 1) if weighed else None
+        inputs = {"chosen": chosen, "rejected": rejected, "margin": margin}
+        inputs |= {"label": label, "weights": weights, "count": count}
+        cases.append((note, inputs))
+    hand = table(
+        "chosen rejected margin label weights count",
+        ("a tie: log 2", [0.3], [0.3], 0.0, 1.0, None, None),
+        ("farther than exp reaches", [1e4, -1e4], [0.0, 0.0], 0.0, 1.0, None, None),
+        ("differences of 1e-9", [0.5, 0.500000001], [0.5, 0.5], 0.0, 1.0, None, None),
+        ("a label that says nothing", [1.0], [-1.0], 0.0, 0.5, None, None),
+        ("a pair that does not count", [1.0, 2.0], [3.0, 0.0], 0.0, 1.0, [0.0, 1.0], 1),
+    )
+    return cases + hand(dice)
+
+
+@vectors("reward_model.pairwise_loss", comparisons, by="chosen rejected")
+def of_comparisons(chosen, rejected, margin, label, weights, count):
+    """(1/N) Σ_n w_n [p log(1 + e^−d_n) + (1 − p) log(1 + e^d_n)], d = chosen − rejected
+    − margin; p = label; w: weights, null: 1; N = count, null: the number of pairs"""
+    losses = []
+    for n, (w, v) in enumerate(along(chosen, rejected)):
+        d = w - v - margin
+        lack = label * softplus(-d) + (1 - label) * softplus(d)
+        losses.append(lack if weights is None else weights[n] * lack)
+    return total(losses) / (count or len(losses))
 
 
 # rrhf

@@ -21,11 +21,13 @@ from minialign.algorithms import (
     reinforce,
     rejection_sampling,
     remax,
+    reward_model,
     rloo,
     rrhf,
     sft,
     trpo,
 )
+from minialign.rewards import RewardModel
 from tests.properties.training import GAPS, Metrics, reward_rises
 from tests.toy import PROBLEMS, TOKENIZER, base, generator, never, new_gpt, yes
 
@@ -80,6 +82,8 @@ class Method:
     rounding: dict = field(default_factory=dict)  # of metrics, if more than the usual
     needed: dict = field(default_factory=dict)  # arguments that every run has
     train: Callable | None = None  # called as the others are; None: module.train
+    # What a policy becomes before it is trained; None: itself.
+    begins_as: Callable[[nn.Module], nn.Module] | None = None
 
     @property
     def in_rounds(self) -> bool:
@@ -89,7 +93,7 @@ class Method:
     def run(
         self, policy, config=None, reward=yes, *, problems=PROBLEMS, **changes
     ) -> Iterator[Metrics]:
-        """Call `train`; all but the policy has a default.
+        """Call `train`; all but the policy, or what it begins as, has a default.
 
         A `critic` is one, or what makes one from the policy.
         """
@@ -120,6 +124,8 @@ def start(
     what it does not bring is missed. A reference of None is none.
     """
     policy = new_gpt(SEED) if state else base()
+    if method.begins_as is not None:
+        policy = method.begins_as(policy)
     models = {method.models[0]: policy.to(device)}
     changes = {**method.everything, **changes}
     if "critic" in method.models:
@@ -164,6 +170,38 @@ def imitate(policy, tokenizer, problems, reward, config, *, generator, state=Non
 
 
 OPTIMISERS = {"Muon": {}, "AdamW": {"muon": False}}
+
+# What PPO may be told to imitate beside
+
+MIXED = [
+    (TOKENIZER.encode_prompt(problem.question), TOKENIZER.encode_response(text))
+    for problem, text in zip(PROBLEMS[:3], ("no", "yn", "y"), strict=True)
+]
+
+# Of reward models, which are no policies and learn from rankings
+
+RANKINGS = [
+    reward_model.Ranking(
+        TOKENIZER.encode_prompt(problem.question),
+        [TOKENIZER.encode_response(text) for text in texts],
+    )
+    for problem, texts in zip(
+        PROBLEMS,
+        [("y", "no", "yn"), ("y", "no"), ("y", "no"), ("y", "no", "yn"), ("y", "no")],
+        strict=True,
+    )
+]
+
+
+def rate(policy, tokenizer, problems, reward, config, **more):
+    """A reward model's training, called as the others are: "y" is better than "no"."""
+    model = policy if isinstance(policy, RewardModel) else RewardModel(policy)
+    rankings = RANKINGS if problems else []
+    return reward_model.train(model, tokenizer, rankings, config, **more)
+
+
+def better_answers_lead(metrics: list[Metrics]) -> bool:
+    return metrics[-1]["preferred"] > 0.95 and metrics[-1]["gap"] > 1
 
 
 def loss_falls(metrics: list[Metrics]) -> bool:
@@ -469,6 +507,7 @@ METHODS = {
             "next_beta": partial(
                 ppo.adapt_beta, target=0.05, horizon=50, completions=12
             ),
+            "mix": ppo.PretrainingMix(MIXED, weight=0.5, batch=2),
         },
         flips={"policy_loss": {"critic": no_critic}},
         variants={
@@ -509,6 +548,7 @@ METHODS = {
         gaps={
             **GAPS,
             "beta": lambda saved: 0.1,
+            "mixed": lambda saved: 0,
             "critic": lambda saved: opinionated(new_gpt(9), True).state_dict(),
         },
         scores="score_tokens",
@@ -565,6 +605,42 @@ METHODS = {
         sure=0.9,
         shows=pairs_told_apart,
         rounding={"floor": 1e-9},
+    ),
+    "reward_model": Method(
+        reward_model,
+        reward_model.RewardModelConfig(
+            updates=6,
+            batch=3,
+            lr=5e-3,
+            warmup=2,
+            max_grad_norm=100.0,
+            micro_batch=2,
+        ),
+        long={"updates": 20, "batch": 5, "micro_batch": 5},
+        everything={},
+        flips={"logsigmoid": {}},
+        variants={
+            "as it is": {},
+            "with a margin": {"loss": partial(reward_model.pairwise_loss, margin=1.0)},
+            "with labels in doubt": {
+                "loss": partial(reward_model.pairwise_loss, label=0.9)
+            },
+        },
+        gaps={
+            "model": lambda saved: RewardModel(new_gpt(9)).state_dict(),
+            "optimizer": GAPS["optimizer"],
+            "generator": GAPS["generator"],
+            "data_order": GAPS["data_order"],
+            "update": GAPS["update"],
+            "order": lambda saved: saved[::-1],
+        },
+        models=("model",),
+        stops=(1, 2, 5),  # within a pass over the rankings, and in the next ones
+        draws=False,
+        sure=0.1,  # the policy stays as it is
+        shows=better_answers_lead,
+        train=rate,
+        begins_as=RewardModel,
     ),
     "rrhf": Method(
         rrhf,

@@ -39,6 +39,7 @@ from minialign.algorithms import (
     reinforce,
     rejection_sampling,
     remax,
+    reward_model,
     rloo,
     rrhf,
     sft,
@@ -1591,6 +1592,51 @@ def train_against_entropy(policy, tokenizer, problems, reward, config, **options
     return ppo.train(policy, tokenizer, problems, reward, config, **options)
 
 
+@imitates(ppo.pretraining_loss, "pull_of_the_mix")
+def pretraining_loss_downhill(logprobs, mask, weight, count=None):
+    """What the policy knew is unlearnt."""
+    return -ppo.pretraining_loss(logprobs, mask, weight, count)
+
+
+@imitates(ppo.pretraining_loss, "pull_of_the_mix options_matter")
+def pretraining_loss_of_weight_1(logprobs, mask, weight, count=None):
+    """The weight is asked for and not used."""
+    ppo.pretraining_loss(logprobs, mask, weight, count)
+    return ppo.pretraining_loss(logprobs, mask, 1.0, count)
+
+
+@imitates(ppo.pretraining_loss, "pull_of_the_mix")
+def pretraining_loss_per_token(logprobs, mask, weight, count=None):
+    """Long examples count as little as short ones."""
+    ppo.pretraining_loss(logprobs, mask, weight, count)
+    lengths = mask.sum(1, keepdim=True).clamp(min=1)
+    return ppo.pretraining_loss(logprobs / lengths, mask, weight, count)
+
+
+@imitates(ppo.train, "the_mix_is_imitated")
+def train_away_from_the_mix(*args, **options):
+    """The gradient of the mix has the wrong sign."""
+    right = ppo.pretraining_loss
+
+    def wrong(*scored, **more):
+        return -right(*scored, **more)
+
+    with mock.patch.object(ppo, "pretraining_loss", wrong):
+        yield from ppo.train(*args, **options)
+
+
+@imitates(ppo.train, "the_mix_is_imitated")
+def train_on_the_first_of_the_mix(*args, **options):
+    """Every step takes the same examples: the others are never imitated."""
+    right = ppo.PretrainingMix.take
+
+    def first(mix, start):
+        return right(mix, 0)
+
+    with mock.patch.object(ppo.PretrainingMix, "take", first):
+        yield from ppo.train(*args, **options)
+
+
 # dpo
 
 FOUR = [f"{x}_logprobs" for x in ("chosen", "rejected", "ref_chosen", "ref_rejected")]
@@ -1734,6 +1780,131 @@ def make_pairs_of_neighbours(rewards, most, generator):
         told = [(w, v) for w, v in both if row[w] > row[v]]
         pairs += [[p * len(row) + w, p * len(row) + v] for w, v in told]
     return torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
+
+
+# reward_model
+
+
+@imitates(
+    reward_model.pairwise_loss,
+    "pull_of_a_pair only_differences_count a_tie a_margin_is_a_head_start "
+    "a_swap_costs_the_gap lowest_where_people_are gaps_of_any_size",
+)
+def pairwise_loss_of_the_swapped_pair(chosen, rejected, *rest, **more):
+    """The pair the wrong way round: the worse answer is to lead."""
+    return reward_model.pairwise_loss(rejected, chosen, *rest, **more)
+
+
+@imitates(reward_model.pairwise_loss, "microbatches weights_count")
+def pairwise_loss_of_this_part(chosen, rejected, count=None, **more):
+    """Each micro-batch divides by its own pairs."""
+    return reward_model.pairwise_loss(chosen, rejected, **more)
+
+
+@imitates(reward_model.pairwise_loss, "a_margin_is_a_head_start")
+def pairwise_loss_with_a_margin_given_away(chosen, rejected, margin=0.0, **more):
+    """The margin is added: to be behind by less than it is called enough."""
+    return reward_model.pairwise_loss(chosen + margin, rejected, **more)
+
+
+@imitates(reward_model.pairwise_loss, "gaps_of_any_size")
+def pairwise_loss_by_two_steps(
+    chosen, rejected, margin=0.0, label=1.0, weights=None, count=None
+):
+    """-log(sigmoid(x)) is inf where the loss is 1000."""
+    reward_model.pairwise_loss(chosen, rejected, margin, label, weights, count)
+    d = chosen - rejected - margin
+    own = -label * torch.log(torch.sigmoid(d))
+    own = own - (1 - label) * torch.log(torch.sigmoid(-d))
+    own = own if weights is None else own * weights
+    return own.sum() / normaliser(count, len(d))
+
+
+@imitates(reward_model.pairwise_loss, "lowest_where_people_are")
+def pairwise_loss_sure_of_its_labels(chosen, rejected, margin=0.0, label=1.0, **more):
+    """A label that may be wrong only counts for less."""
+    return label * reward_model.pairwise_loss(chosen, rejected, margin, **more)
+
+
+@imitates(reward_model.pairwise_loss, "weights_count")
+def pairwise_loss_of_all_alike(chosen, rejected, *rest, weights=None, **more):
+    """Every pair counts 1, however many its ranking has."""
+    return reward_model.pairwise_loss(chosen, rejected, *rest, **more)
+
+
+@imitates(reward_model.pairs_of, "pairs_of_rankings")
+def pairs_of_worse_and_better(rankings):
+    """The worse answer comes first: people are taken at the opposite of their word."""
+    rows, weights, identical = reward_model.pairs_of(rankings)
+    return rows.flip(1), weights, identical
+
+
+@imitates(reward_model.pairs_of, "a_ranking_counts_once")
+def pairs_of_added_up(rankings):
+    """The pairs of a ranking are added up: four answers count six times as much as
+    two."""
+    rows, weights, identical = reward_model.pairs_of(rankings)
+    return rows, torch.ones_like(weights), identical
+
+
+@imitates(reward_model.pairs_of, "pairs_of_rankings")
+def pairs_of_twins_too(rankings):
+    """Two answers with the same tokens are a pair, and pull at rounding errors."""
+    rows, weights, first = [], [], 0
+    for ranking in rankings:
+        K = len(ranking.answers)
+        own = [[first + i, first + j] for i in range(K) for j in range(i + 1, K)]
+        rows += own
+        weights += [1 / len(own)] * len(own)
+        first += K
+    return torch.tensor(rows), torch.tensor(weights), 0
+
+
+@imitates(reward_model.pairs_of, "pairs_of_rankings")
+def pairs_of_neighbours(rankings):
+    """The best with the second, the second with the third: what is farther apart is
+    never compared."""
+    rows, weights, identical = reward_model.pairs_of(rankings)
+    near = rows[:, 1] - rows[:, 0] == 1
+    return rows[near], weights[near], identical
+
+
+@imitates(reward_model.rankings_of, "best_first")
+def rankings_of_places(problems, texts, orders, tokenizer):
+    """Takes the place of an answer for its number: right for two answers, where the one
+    is the other's inverse, and wrong for three."""
+    return reward_model.rankings_of(problems, texts, orders.argsort(1), tokenizer)
+
+
+@imitates(reward_model.read_rankings, "read_one_by_one")
+def read_rankings_at_the_pad(model, rankings, pad_id):
+    """The number in the last column: behind a short answer that is a pad."""
+    tokens, mask = collate(
+        [
+            (ranking.prompt, answer)
+            for ranking in rankings
+            for answer in ranking.answers
+        ],
+        pad_id,
+    )
+    return model(tokens, mask | (torch.arange(mask.shape[1]) == mask.shape[1] - 1))
+
+
+@imitates(reward_model.read_rankings, "read_one_by_one")
+def read_rankings_before_the_end(model, rankings, pad_id):
+    """The number is read at the token before EOS, which has not seen that it ends."""
+    tokens, mask = collate(
+        [
+            (ranking.prompt, answer)
+            for ranking in rankings
+            for answer in ranking.answers
+        ],
+        pad_id,
+    )
+    return model.head(model.body(tokens))[
+        torch.arange(len(tokens)),
+        (mask * torch.arange(mask.shape[1])).argmax(1),
+    ]
 
 
 # rrhf

@@ -232,6 +232,9 @@ def test_a_record_is_of_the_full_preset(folders, capsys):
     with pytest.raises(SystemExit):
         course.setup("11_b.py", ["--preset", "quick", "--record"])
     assert "--record" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        course.setup("11_b.py", ["--preset", "quick", "--grid"])
+    assert "--grid" in capsys.readouterr().err
 
 
 # Numbers in prose

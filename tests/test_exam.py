@@ -23,9 +23,9 @@ def folders(tmp_path, monkeypatch):
     return tmp_path / "figures"
 
 
-def smoke_settings(seed=0, preset="smoke", record=False):
+def smoke_settings(seed=0, preset="smoke", record=False, grid=False):
     arguments = ["--preset", preset, "--device", "cpu", "--seed", str(seed)]
-    arguments += ["--record"] * record
+    arguments += ["--record"] * record + ["--grid"] * grid
     return course.setup("98_test.py", arguments)
 
 
@@ -191,3 +191,61 @@ def test_the_base_of_the_trials_is_what_lesson_10_measured(folders):
     }
     plotting.save_run("10_rejection_sampling", run, seed=0, local=False)
     assert exam.base_on_validation() == 0.4
+
+
+# Comparisons that take hours
+
+
+@pytest.fixture
+def cells(folders):
+    """run_grid with a run that notes what it was asked, and may be interrupted."""
+    asked = []
+
+    def make(named, until=None, **flags):
+        """Run the cells of these rates; those that were run, and what came back."""
+        asked.clear()
+
+        def run(knob):
+            if knob.lr == until:
+                raise KeyboardInterrupt
+            asked.append(knob.lr)
+            return {"found": 2 * knob.lr}
+
+        settings = smoke_settings(**{"preset": "full", **flags})
+        knobs = {name: Knob(lr) for name, lr in named.items()}
+        return exam.run_grid(settings, knobs, run, "grid")
+
+    return SimpleNamespace(make=make, asked=asked)
+
+
+THREE = {"one": 0.1, "two": 0.2, "three": 0.3}
+
+
+def test_a_grid_is_made_only_when_it_is_asked_for(cells):
+    assert cells.make(THREE) == {} and cells.asked == []
+    found = cells.make(THREE, grid=True)
+    assert cells.asked == [0.1, 0.2, 0.3] and list(found) == list(THREE)
+    assert found["two"]["found"] == 0.4 and found["two"]["config"]["lr"] == 0.2
+    assert cells.make(THREE) == {}  # what is committed, and nothing is
+    assert cells.make(THREE, grid=True, record=True) == found
+    assert cells.asked == [0.1, 0.2, 0.3]
+    assert cells.make(THREE) == found and cells.asked == []
+    assert cells.make({}, preset="quick") == found
+
+
+def test_a_grid_goes_on_where_it_was_stopped(cells):
+    with pytest.raises(KeyboardInterrupt):
+        cells.make(THREE, until=0.3, grid=True)
+    assert cells.asked == [0.1, 0.2]
+    found = cells.make(THREE, grid=True)
+    assert cells.asked == [0.3] and list(found) == list(THREE)
+    changed = {"two": 0.25, "one": 0.1}
+    found = cells.make(changed, grid=True)
+    assert cells.asked == [0.25] and list(found) == ["two", "one"]
+    assert found["two"]["found"] == 0.5
+
+
+def test_smoke_makes_the_first_cell_and_saves_none(cells, folders):
+    found = cells.make(THREE, preset="smoke")
+    assert cells.asked == [0.1] and list(found) == ["one"]
+    assert not list(folders.rglob("*.json"))

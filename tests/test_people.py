@@ -52,9 +52,9 @@ def test_a_careful_person_likes_right_then_worked_then_short():
     likings = careful([TWO_STEPS] * len(TEXTS), TEXTS)
     by_hand = [
         2 + 0.5,
-        2 + 0.5 - 0.1,
+        2 + 0.5 - 0.35,
         2.0,
-        2 - 0.1,
+        2 - 0.35,
         0.5,
         0.0,
         0.0,

@@ -318,6 +318,78 @@ def test_the_price_of_kl_adapts_and_is_remembered(monkeypatch):
     assert beta != 0.2
 
 
+EXAMPLES = [
+    (TOKENIZER.encode_prompt(question), TOKENIZER.encode_response(text))
+    for question, text in (("a", "nn"), ("bc", "yn"), ("d", "n"))
+]
+
+
+def test_a_mix_that_weighs_nothing_changes_no_bit():
+    """PTX-1: the same answers, the same order, the same weights."""
+    ends = []
+    for mix in (None, ppo.PretrainingMix(EXAMPLES, weight=0.0, batch=2)):
+        state = {}
+        list(run(base(), replace(CONFIG, minibatches=2), mix=mix, state=state))
+        ends.append(state)
+    assert ends[0].pop("mixed") == 0 and ends[1].pop("mixed") > 0
+    training.assert_same_bits(*ends)
+
+
+def test_mix_and_rewards_do_not_know_of_each_other(monkeypatch):
+    """PTX-2: the first step's gradient is the sum of both, each with its own count,
+    whatever the micro-batches."""
+    found = []
+
+    def keep(learner):
+        weights = learner.models["policy"].parameters()
+        found.append(torch.cat([weight.grad.flatten() for weight in weights]))
+        raise InterruptedError
+
+    monkeypatch.setattr(ppo.Learner, "step", keep)
+    mixes = [None]
+    for weight in (1.0, 3.0):
+        mixes.append(ppo.PretrainingMix(EXAMPLES, weight=weight, batch=3))
+    for mix in mixes:
+        for micro_batch in (2, 99):
+            config = replace(CONFIG, micro_batch=micro_batch)
+            with pytest.raises(InterruptedError):
+                list(run(base(), config, mix=mix))
+    plain, _, once, again, thrice, _ = found
+    close(again, once, atol=1e-5)
+    close(thrice - plain, 3 * (once - plain), atol=1e-5)
+    policy = base()
+    wished = torch.zeros(())
+    for prompt, answer in EXAMPLES:
+        ids = torch.tensor([[*prompt, *answer]])
+        every = policy.logits(policy(ids[:, :-1]))[0, -len(answer) :].log_softmax(-1)
+        wished = wished - F.nll_loss(every, ids[0, -len(answer) :], reduction="sum")
+    (-wished / 3).backward()
+    by_hand = torch.cat([weight.grad.flatten() for weight in policy.parameters()])
+    close(once - plain, by_hand, atol=1e-5)
+
+
+def test_examples_come_in_turn_and_from_the_start_again():
+    mix = ppo.PretrainingMix(EXAMPLES, batch=2)
+    assert mix.take(0) == EXAMPLES[:2]
+    assert mix.take(2) == [EXAMPLES[2], EXAMPLES[0]]
+    assert mix.take(7) == EXAMPLES[1:]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"examples": []}, "examples: got none"),
+        ({"weight": -0.1}, "weight: got -0.1"),
+        ({"weight": float("nan")}, "weight: got nan"),
+        ({"weight": float("inf")}, "weight: got inf"),
+        ({"batch": 0}, "batch: got 0"),
+    ],
+)
+def test_a_mix_refuses(wrong, named):
+    with pytest.raises(ValueError, match=named):
+        ppo.PretrainingMix(**{"examples": EXAMPLES, **wrong})
+
+
 def test_the_last_step_is_reported(monkeypatch):
     """approx_kl: mean k3 of π_old from π; clip_fraction: the share without a slope."""
     losses = training.spied(monkeypatch, ppo, "policy_loss")

@@ -55,6 +55,7 @@ from minialign.algorithms import (
     reinforce,
     rejection_sampling,
     remax,
+    reward_model,
     rloo,
     rrhf,
     sft,
@@ -938,6 +939,15 @@ refuse_slots(dpo.dpo_loss, call, *PAIR)
 refuse_count(dpo.dpo_loss, call)
 add(dpo.dpo_loss, "chosen_logprobs", "all (B, 1)", {**columns, "beta": 0.5})
 
+call = {"chosen": f64(0.5, -1.0, 2.0), "rejected": f64(0.2, 0.4, -0.3)}
+refuse_slots(reward_model.pairwise_loss, call, "chosen", "rejected")
+refuse_count(reward_model.pairwise_loss, call)
+columns = {name: x[:, None] for name, x in call.items()}
+add(reward_model.pairwise_loss, "chosen", "both (N, 1)", columns)
+ones = torch.ones(3).double()
+odd = {"below 0": -ones, "nan": nan * ones, "one row": ones[:1], "deeper": ones[None]}
+refuse(reward_model.pairwise_loss, call, weights=odd)
+
 numbers = {str(x): spoiled(TRIPLES, x) for x in (nan, inf, -inf)}
 numbers |= {"row 0": TRIPLES[0], "deeper": TRIPLES[..., None]}
 call = {**GROUP, "most": 1, "generator": generator()}
@@ -1035,8 +1045,13 @@ RUNS = {
     dpo.train: dpo.DPOConfig(**SMALL),
     rrhf.train: rrhf.RRHFConfig(**SMALL, batch=2),
     sft.train: sft.SFTConfig(updates=1),
+    reward_model.train: reward_model.RewardModelConfig(updates=1, batch=2),
 }
-DRAWING = [train for train in RUNS if train is not sft.train]
+DRAWING = [train for train in RUNS if train not in (sft.train, reward_model.train)]
+RANKINGS = [
+    reward_model.Ranking([BOS, 97, ANSWER], [[121, EOS], [110, EOS]]),
+    reward_model.Ranking([BOS, 98, ANSWER], [[121, EOS], [110, 111, EOS]]),
+]
 
 
 def by_turns(problems, texts) -> list[float]:
@@ -1049,6 +1064,10 @@ def training(train: Callable, **changes) -> dict:
     policy = fresh()
     if train is sft.train:
         call = {"model": policy, "examples": EXAMPLES, "pad_id": PAD}
+    elif train is reward_model.train:
+        policy = RewardModel(policy)
+        call = {"model": policy, "tokenizer": TOKENIZER, "rankings": RANKINGS}
+        call["generator"] = generator()
     else:
         call = {"policy": policy, "tokenizer": TOKENIZER, "problems": PROBLEMS}
         call |= {"reward": by_turns, "generator": generator()}
@@ -1091,8 +1110,9 @@ def sloping_critic(value: float) -> dict:
 
 def sloping(train: Callable, value: float) -> dict:
     call = training(train)
-    policy = call["model" if train is sft.train else "policy"]
-    policy.norm.weight.register_hook(lambda slope: slope * value)
+    policy = call["policy"] if train in DRAWING else call["model"]
+    weight = policy.head.weight if train is reward_model.train else policy.norm.weight
+    weight.register_hook(lambda slope: slope * value)
     return call
 
 
@@ -1185,6 +1205,19 @@ add(rrhf.train, "given", "K = 1", partial(given_answers, **alone))
 add(rrhf.train, "given", "colder", partial(given_answers, temperature=0.7))
 refuse_run(sft.train, examples={"none": [], "too long": [([97] * 16, [98])]})
 refuse_run(sft.train, batch_size=(0,), window=(0,))
+alone = reward_model.Ranking([BOS, 97, ANSWER], [[121, EOS]])
+twins = reward_model.Ranking([BOS, 97, ANSWER], [[121, EOS], [121, EOS]])
+odd = {"none": [], "one answer": [*RANKINGS, alone], "nothing to tell apart": [twins]}
+refuse_run(reward_model.train, rankings=odd, batch=(0,), micro_batch=(0, -1))
+refuse(reward_model.pairs_of, {"rankings": RANKINGS}, rankings={"alone": [alone]})
+
+
+def ranked() -> dict:
+    return {"model": RewardModel(fresh()), "rankings": RANKINGS, "pad_id": PAD}
+
+
+silent = {"no answer": [reward_model.Ranking([BOS, 97, ANSWER], [[121, EOS], []])]}
+refuse(reward_model.read_rankings, ranked, names="response", rankings=silent)
 add(sft.train, "logits", "a weight of nan", partial(broken, training, sft.train))
 
 # REFUSED: the test

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from minialign import algorithms
-from minialign.algorithms import dpo, grpo, ppo, reinforce, sft, trpo
+from minialign.algorithms import dpo, grpo, ppo, reinforce, reward_model, sft, trpo
 from minialign.checks import check_settings
 from tests.toy import PROBLEMS, TOKENIZER, generator, new_gpt
 
@@ -269,6 +269,7 @@ def assert_refused_at_once(
         "tokenizer": TOKENIZER,
         "problems": PROBLEMS,
         "examples": Unread([([97], [98])]),
+        "rankings": Unread([reward_model.Ranking([97], [[98], [99]])]),
         "reward": unheard,
         "generator": chance,
         "state": state,

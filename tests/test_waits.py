@@ -31,6 +31,7 @@ WAITS = {
     "trpo": 9,
     "grpo": 14,
     "ppo": 14,
+    "reward_model": 14,
     "dpo": 11,
     "rrhf": 13,
 }

@@ -27,6 +27,10 @@ differ from it in three things. It takes token means, we sum over an answer and 
 by the number of answers. Its Adam has an epsilon of 1e-5, ours torch's 1e-8. Its
 answers that do not end earn -1, ours `truncated_reward`.
 
+A *pretraining mix* adds γ E_D[ log π(y|x) ] to the objective: beside every step of
+reinforcement the policy imitates some texts D that it knew before (PPO-ptx of
+InstructGPT, arXiv 2203.02155, equation 2).
+
 Lesson: lessons/15_ppo.py
 
 Card: PPO (1707.06347)
@@ -36,6 +40,14 @@ Card: PPO (1707.06347)
     credit: token
     reference: k1 in each token's reward
     loss: −Σ_t min(ρ_t A_t, clip(ρ_t, 1 ± ε) A_t) + c Σ_t (V_t − R_t)²
+
+Card: PPO-ptx (2203.02155)
+    data: own answers, several passes; and texts to imitate
+    policy: near
+    comparison: a critic V, by GAE
+    credit: token
+    reference: k1 in each token's reward
+    loss: as PPO, − γ log π(text)
 """
 
 import copy
@@ -50,6 +62,7 @@ from minialign.checks import (
     check_apart,
     check_live,
     check_logits,
+    check_logprobs,
     check_mask,
     check_problems,
     check_reference,
@@ -66,12 +79,13 @@ from minialign.logprobs import (
     kl_k1,
     probability_ratio,
     sequence_sum,
+    token_logprobs,
     token_mean,
 )
 from minialign.model import GPT, ScalarHead
 from minialign.problems import Problem
 from minialign.rewards import Reward, score
-from minialign.sampling import Rollout, rescore
+from minialign.sampling import Rollout, collate, rescore
 from minialign.tokenizer import Tokenizer
 from minialign.training import (
     Learner,
@@ -110,6 +124,29 @@ class PPOConfig:
     warmup: int = 5  # updates of linear warm-up; then linear decay to 0
     max_grad_norm: float = 25.0  # a guard, each model apart: 4 x the usual (`Learner`)
     micro_batch: int = 32  # answers per backward pass: bounds memory, not the result
+
+
+@dataclass(frozen=True)
+class PretrainingMix:
+    """Texts that the policy keeps imitating beside what it is rewarded for."""
+
+    examples: Sequence[tuple[list[int], list[int]]]  # (prompt, response) as token ids,
+    #  taken in this order, and from the start again
+    weight: float = 1.0  # γ: reward that a nat of an example is worth [27.8, of tokens]
+    batch: int = 64  # examples in a step
+
+    def __post_init__(self) -> None:
+        if not self.examples:
+            raise ValueError("examples: got none, need at least one")
+        if not 0 <= self.weight < float("inf"):
+            raise ValueError(f"weight: got {self.weight}, must be finite and 0 or more")
+        if self.batch < 1:
+            raise ValueError(f"batch: got {self.batch}, must be 1 or more")
+
+    def take(self, start: int) -> list[tuple[list[int], list[int]]]:
+        """The examples of one step, of which number `start` is the first."""
+        count = len(self.examples)
+        return [self.examples[(start + i) % count] for i in range(self.batch)]
 
 
 class Critic(nn.Module):
@@ -333,6 +370,25 @@ def value_loss(
     return 0.5 * token_mean(worse, mask, count)
 
 
+def pretraining_loss(
+    logprobs: Tensor, mask: Tensor, weight: float, count: Count | None = None
+) -> Tensor:
+    """−γ (1/N) Σ_n log π(example n): the mix pulls every example up.
+
+    It knows of no reward and no ratio, and has a count of its own: N examples, however
+    many answers the step learns from.
+
+    Shapes: (N, S) each -> (). Units: of the reward; weight: reward per nat.
+    Reduction: sequence sum / N; `count` replaces N.
+    Gradient: through logprobs. Raises: ValueError, TypeError.
+    Source: Ouyang et al. 2022, arXiv 2203.02155, equation 2.
+    """
+    _require(0 <= weight < float("inf"), "weight", weight, "finite and 0 or more")
+    check_mask(mask)
+    check_logprobs("logprobs", logprobs, mask)
+    return -weight * sequence_sum(torch.where(mask, logprobs, 0.0), mask, count)
+
+
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """How much of what was earned the critic foresaw: 1 − Var(R − V) / Var(R).
 
@@ -394,6 +450,7 @@ def train(
     generator: torch.Generator,
     scale: Callable[[Tensor, Tensor], Tensor] = whiten,
     next_beta: Callable[[float, float], float] = same_beta,
+    mix: PretrainingMix | None = None,
     reference: GPT | None = None,
     state: dict | None = None,
 ) -> Iterator[dict[str, float]]:
@@ -405,7 +462,7 @@ def train(
 
     `critic`: a Critic, or any module (inputs, hidden) -> (B, S). `scale`: what becomes
     of the advantages. `next_beta(beta, kl)`: the next price of KL, such as a partial of
-    `adapt_beta`.
+    `adapt_beta`. `mix`: texts to imitate in every step beside.
 
     Metrics: those of `answer_metrics`, of the draw before it is learnt from; those of
     `Learner.report`; and
@@ -419,6 +476,8 @@ def train(
                               scored in another way than they are learnt from
         beta                  of the next update
         kl                    nats per answer, mean k1; only with a reference
+        mix_nats              −log π of an example of the mix, mean over those of the
+                              update, each before its step; only with a mix
 
     of the last minibatch that was looked at, before its step:
 
@@ -452,6 +511,7 @@ def train(
         critic=(critic, config.critic_lr),
     )
     beta = learner.state.get("beta", config.beta)
+    mixed = learner.state.get("mixed", 0)  # examples of the mix, so far
 
     for update in learner.remaining():
         # 1. draw
@@ -489,6 +549,7 @@ def train(
         # 4. update
         ratio_first = torch.zeros((), device=mask.device)  # the largest |ρ − 1|
         steps_done = 0
+        mix_nats = Sums()
         for minibatch in steps:
             step_rows = torch.cat(minibatch)  # (M,)
             live_tokens = int(mask[step_rows].sum())
@@ -540,12 +601,26 @@ def train(
             seen = sums.read()  # of this minibatch, before its step
             if config.kl_stop is not None and seen["approx_kl"] > config.kl_stop:
                 break  # the step is not taken: the next update forgets its gradient
+            if mix is not None:
+                examples = mix.take(mixed)
+                mixed += mix.batch
+                for first in range(0, mix.batch, config.micro_batch):
+                    few = examples[first : first + config.micro_batch]
+                    texts, live = collate(few, tokenizer.pad_id)  # (n, T), (n, S)
+                    texts = texts.to(mask.device)
+                    live = live.to(mask.device)
+                    known = token_logprobs(
+                        policy, texts, live
+                    )  # (n, S), as at temperature 1
+                    loss = pretraining_loss(known, live, mix.weight, count=mix.batch)
+                    learner.backward(loss, live.sum())
+                    mix_nats.add(nats=-known.sum(), examples=live.any(1).sum())
             learner.step()
             steps_done += 1
 
         # 5. report
         beta = next_beta(beta, kl)
-        learner.keep(beta=beta)
+        learner.keep(beta=beta, mixed=mixed)
         no_critic = torch.zeros_like(old_values)  # (B, S)
         earned = gae(token_rewards, no_critic, mask, config.gamma, lam=1.0)  # (B, S)
         metrics = {
@@ -562,4 +637,7 @@ def train(
         }
         if reference is not None:
             metrics["kl"] = kl
+        if mix is not None:
+            imitated = mix_nats.read()
+            metrics["mix_nats"] = imitated["nats"] / imitated["examples"]
         yield metrics

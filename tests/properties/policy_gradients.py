@@ -15,6 +15,7 @@ from minialign import training as room
 from minialign.algorithms import ppo, reinforce, remax
 from minialign.algorithms.reinforce import reinforce_loss
 from minialign.logprobs import token_logprobs
+from minialign.sampling import collate
 from tests import enumeration as world
 from tests import strategies
 from tests.properties import common, training
@@ -1022,6 +1023,38 @@ def check_micro_batches(train) -> None:
     """In float64: sizes that do and do not divide the answers change nothing."""
     config = replace(PPO, updates=2)
     training.check_micro_batches(partial(ppo_run, train), config, sizes=(100, 5))
+
+
+def check_pull_of_the_mix(loss) -> None:
+    """Every live token of every example is pulled up by γ/N, whatever its nats."""
+    logprobs = NATS.clone().requires_grad_()
+    value = loss(logprobs, MASK, 0.7)
+    close(value.detach(), float64(0.35 * (0.5 + 1.5 + 2.0 + 0.1 + 3.0)))
+    (slope,) = torch.autograd.grad(value, logprobs)
+    close(slope, -0.35 * MASK.double())
+    close(loss(NATS, MASK, 0.7, count=4), value.detach() / 2)
+
+
+def check_the_mix_is_imitated(train) -> None:
+    """Where nobody earns anything, all of its examples become likelier, in turn."""
+    examples = []
+    for problem, text in zip(PROBLEMS, ("nn", "yn"), strict=False):
+        prompt = TOKENIZER.encode_prompt(problem.question)
+        examples.append((prompt, TOKENIZER.encode_response(text)))
+    tokens, mask = collate(examples, TOKENIZER.pad_id)
+
+    def nats(policy):
+        with torch.no_grad():
+            return token_logprobs(policy, tokens, mask).sum(1)
+
+    policy = base()
+    before = nats(policy)
+    mix = ppo.PretrainingMix(examples, weight=1.0, batch=1)
+    for metrics in ppo_run(train, policy, PPO, reward=never, mix=mix):
+        last = metrics["mix_nats"]
+    after = nats(policy)
+    assert (after > before + 1).all()
+    assert 0 < last < -before.min()
 
 
 def check_entropy_bonus(train) -> None:

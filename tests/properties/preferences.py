@@ -1,4 +1,4 @@
-"""What learning from comparisons owes: DPO and RRHF."""
+"""What learning from comparisons owes: DPO, reward models and RRHF."""
 
 import math
 from functools import partial
@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 
 from minialign.algorithms import rrhf
+from minialign.algorithms.reward_model import Ranking
+from minialign.rewards import RewardModel
 from tests import enumeration as world
 from tests import strategies
 from tests.properties import common
 from tests.properties.common import close, float64
-from tests.toy import TOKENIZER, base, generator
+from tests.toy import PROBLEMS, TOKENIZER, base, generator
 
 # What is drawn where all answers can be written out (tests/enumeration.py)
 
@@ -272,6 +274,163 @@ def check_pairs_by_lot(make_pairs) -> None:
     found = {tuple(pair) for pairs in first for pair in pairs}
     assert found == {(0, 1), (0, 2), (3, 1), (3, 2)}
     assert drawn() == first
+
+
+# reward_model
+
+SCORES = ("chosen", "rejected")
+NUMBERS = st.integers(1, 4).flatmap(
+    lambda size: st.fixed_dictionaries(
+        {name: strategies.tensors((size,)) for name in SCORES}
+    )
+)
+
+
+def of_gap(loss, d, **options):
+    """(value, slopes in both numbers) of one pair that is d apart."""
+    case = {"chosen": float64([d + 0.25]), "rejected": float64([0.25])}
+    owed = partial(loss, **options)
+    value, slopes = common.value_and_gradients(owed, case, SCORES)
+    return value.item(), [slopes[name].item() for name in SCORES]
+
+
+def same(actual: float, expected: float) -> None:
+    assert math.isclose(actual, expected, abs_tol=1e-10), f"{actual}, not {expected}"
+
+
+def check_a_tie(loss) -> None:
+    """BT-2: log 2, and half a step for each."""
+    value, slopes = of_gap(loss, 0.0)
+    same(value, math.log(2))
+    assert slopes == [-0.5, 0.5]
+
+
+def check_only_differences_count(loss) -> None:
+    """BT-1: a number added to both changes nothing; added to the better one, it is
+    cheaper."""
+
+    @common.forall(NUMBERS, examples=10)
+    def holds(case):
+        value = loss(**case)
+        moved = {name: x + 3.5 for name, x in case.items()}
+        close(loss(**moved), value)
+        assert loss(case["chosen"] + 0.5, case["rejected"]) < value
+
+    holds()
+
+
+def check_pull_of_a_pair(loss) -> None:
+    """-σ(-d) for the better answer, its opposite for the other, always downhill."""
+    for d in (-4.0, -0.3, 0.7, 5.0):
+        value, (better, worse) = of_gap(loss, d)
+        same(value, surprise(d))
+        same(better, -1 / (1 + math.exp(d)))
+        assert worse == -better > 0
+
+
+def check_a_margin_is_a_head_start(loss) -> None:
+    """BT-5: L(d; m) = L(d - m; 0)."""
+    for d in (-2.0, 0.0, 1.5):
+        for margin in (0.2, 1.0):
+            same(of_gap(loss, d, margin=margin)[0], surprise(d - margin))
+
+
+def check_a_swap_costs_the_gap(loss) -> None:
+    """BT-3: L(l, w) - L(w, l) = w - l."""
+
+    @common.forall(NUMBERS, examples=10)
+    def holds(case):
+        chosen, rejected = case["chosen"], case["rejected"]
+        gap = loss(rejected, chosen) - loss(chosen, rejected)
+        close(gap, (chosen - rejected).mean())
+
+    holds()
+
+
+def check_lowest_where_people_are(loss) -> None:
+    """BT-8: where labels are right with chance p, at σ(d) = p; the entropy of p."""
+    for p in (0.5, 0.7, 0.95):
+        d = math.log(p / (1 - p))
+        value, slopes = of_gap(loss, d, label=p)
+        same(value, -p * math.log(p) - (1 - p) * math.log(1 - p))
+        same(slopes[0], 0.0)
+        for other in (d - 0.5, d + 0.5):
+            assert of_gap(loss, other, label=p)[0] > value
+
+
+def check_gaps_of_any_size(loss) -> None:
+    """BT-6: max(0, -d), with slopes that are finite."""
+    for d in (-1e4, -1000.0, 1000.0, 1e4):
+        value, slopes = of_gap(loss, d)
+        assert math.isclose(value, max(-d, 0.0), abs_tol=1e-9), f"{value} at d = {d}"
+        assert all(map(math.isfinite, slopes)), f"slopes {slopes} at d = {d}"
+
+
+def check_weights_count(loss) -> None:
+    """Two pairs of weight a half are one; a pair of weight 0 is none."""
+    one = float64([0.4]), float64([-0.1])
+    two = float64([0.4, 0.4]), float64([-0.1, -0.1])
+    close(loss(*two, weights=float64([0.5, 0.5]), count=1), loss(*one))
+    close(loss(*two, weights=float64([0.0, 1.0]), count=1), loss(*one))
+
+
+def answers(*texts):
+    return [TOKENIZER.encode_response(text) for text in texts]
+
+
+RANKINGS = [
+    Ranking(TOKENIZER.encode_prompt("a"), answers("y", "no", "maybe")),
+    Ranking(TOKENIZER.encode_prompt("bc"), answers("no", "no")),
+    Ranking(TOKENIZER.encode_prompt("d"), answers("n", "y", "n", "")),
+    Ranking(TOKENIZER.encode_prompt("e"), answers("yes", "y")),
+]
+
+
+def check_best_first(rankings_of) -> None:
+    """The prompt of each problem, and its answers in the order of its row."""
+    texts = [("y", "no", "maybe"), ("n", "yes", "")]
+    orders = torch.tensor([[2, 0, 1], [1, 2, 0]])
+    first, second = rankings_of(PROBLEMS[:2], texts, orders, TOKENIZER)
+    assert first.prompt == TOKENIZER.encode_prompt(PROBLEMS[0].question)
+    assert second.prompt == TOKENIZER.encode_prompt(PROBLEMS[1].question)
+    assert first.answers == answers("maybe", "y", "no")
+    assert second.answers == answers("yes", "", "n")
+
+
+def check_pairs_of_rankings(pairs_of) -> None:
+    """All pairs of each, the better one first, but none of two that are the same."""
+    rows, _, identical = pairs_of(RANKINGS)
+    first = [[0, 1], [0, 2], [1, 2]]
+    third = [[5, 6], [5, 8], [6, 7], [6, 8], [7, 8]]
+    assert rows.tolist() == first + third + [[9, 10]]
+    assert identical == 2
+
+
+def check_a_ranking_counts_once(pairs_of) -> None:
+    """Whatever the number of its pairs; without any, it counts nothing."""
+    _, weights, _ = pairs_of(RANKINGS)
+    close(weights, torch.tensor([1 / 3] * 3 + [1 / 5] * 5 + [1.0]))
+
+
+def opinionated() -> RewardModel:
+    """A reward model whose head says something."""
+    model = RewardModel(base())
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        model.head.weight.normal_(generator=draw)
+    return model
+
+
+def check_read_one_by_one(read_rankings) -> None:
+    """The head at EOS, of each answer alone."""
+    model = opinionated()
+    numbers = read_rankings(model, RANKINGS, TOKENIZER.pad_id)
+    expected = []
+    for ranking in RANKINGS:
+        for answer in ranking.answers:
+            ids = torch.tensor([[*ranking.prompt, *answer]])
+            expected.append(model.head(model.body(ids))[0, -1])
+    close(numbers, torch.stack(expected), atol=1e-5)
 
 
 # rrhf
