@@ -14,9 +14,9 @@
 # 2203.02155](https://arxiv.org/abs/2203.02155), equation 1. Touvron et al. 2023 (Llama
 # 2), [arXiv 2307.09288](https://arxiv.org/abs/2307.09288), equation 2: the margin.
 #
-# **Look at:** which dots of Figure 1 lie above the dashed line of their colour.
+# **Look at:** where the dots at 4,000 pairs in Figure 1 lie beside the dashed lines.
 #
-# **Turn first:** `sharpness` in `usual`: how well people tell better from worse.
+# **Turn first:** `sharpness` in `Study`: how well people tell better from worse.
 #
 # **Time:** `quick` takes a minute and a half on one CPU core, `full` four, and the
 # trials take three quarters of an hour. 1 GB of memory.
@@ -58,14 +58,16 @@ base = course.load_policy(tokenizer, settings.device).requires_grad_(False)
 # ## The idea
 #
 # A program can check a sum. It cannot check whether an answer is friendly, or clear.
-# People can, but a training run asks for sixteen thousand opinions. So a few thousand
-# are asked for, and a model learns to guess the others. Such a *reward model* gives
-# every answer a number r. It is a copy of the policy that has one more output: the
-# number stands at the last token of the answer, which has seen all of it.
+# People can, but a training run asks for one opinion an answer, and that of lesson 13
+# drew 16,384 answers. So people are asked a few thousand times, and a model learns to
+# guess what else they would say. Such a *reward model* gives every answer a number r.
+# It is a copy of the policy that has one more output: the number stands at the last
+# token of the answer, which has seen all of it.
 #
 # What would people have to say, so that numbers can be learnt from it? Marks are used
 # differently by different people. It is easier to say which of two answers is *better*.
-# Bradley and Terry take it that y_w is preferred to y_l with the chance
+# Bradley and Terry take it that an answer y_w is preferred to another, y_l, with the
+# chance
 #
 #     P(y_w ≻ y_l) = σ( r(y_w) − r(y_l) )
 #
@@ -88,7 +90,7 @@ base = course.load_policy(tokenizer, settings.device).requires_grad_(False)
 # r(y_w) − r(y_l), and that by r(y_l) is its opposite. A pair that is told apart well
 # pulls no more; one that is the wrong way round pulls with nearly 1.
 #
-# **How does noise average out?** Let people prefer y_w with a chance of p. The mean of
+# **Where is the loss lowest?** Let people prefer y_w with a chance of p. The mean of
 # the loss over what they say, −p log σ(d) − (1 − p) log σ(−d), is lowest at σ(d) = p.
 # So the model is not asked to repeat any one of them, but to know how often they say
 # it.
@@ -96,12 +98,14 @@ base = course.load_policy(tokenizer, settings.device).requires_grad_(False)
 # %% [markdown]
 # ## By hand
 #
-# The four answers of lesson 01, and how much a careful person likes each. The chance
-# that it is preferred to the one below follows. At first the model says 0 of all
-# answers. If someone ranks them in this order, each is pulled by its three pairs.
+# The four answers of lesson 01, and how much a careful person likes each: 2 for a right
+# result, 0.5 for working that is shown, less 0.35 for each line of 50 characters. The
+# chance that it is preferred to the one below follows: σ of the difference, times a
+# *sharpness* that says how well people tell answers apart. At first the model says 0 of
+# all answers. If someone ranks them in this order, each is pulled by its three pairs.
 
 # %%
-SHARPNESS = 0.81  # of differences in liking; two careful people then agree at 0.70
+SHARPNESS = 0.81  # two careful people then agree on 0.70 of the pairs
 texts = list(course.HAND_ANSWERS.values())
 likings = torch.tensor([careful([course.HAND_PROBLEM] * 4, texts)])  # (1, 4)
 order = likings[0].argsort(descending=True, stable=True).tolist()
@@ -142,10 +146,10 @@ my_guess = 0.75  # edit me: a share
 # ## Train
 #
 # The base answers each of 4,000 problems twice, and somebody says which answer is
-# better. A quarter of the pairs turn out to be of two identical answers, and are left
-# out. The model meets the others once, 32 pairs in a step. It is judged on other
-# problems, by the noiseless preferences on all pairs of answers that are not liked
-# alike.
+# better. Of a quarter of the pairs both answers are the same, and these are left out:
+# some 2,950 are learnt from. The model meets every pair once, in steps of 32. It is
+# judged on other problems, by the noiseless preferences on all pairs of answers that
+# are not liked alike.
 
 
 # %%
@@ -288,6 +292,9 @@ print(
 print(f"two careful people agree on {two:.3f}, one and a faultless one on {one:.3f}")
 
 # %% [markdown]
+# That 0.65 of the last pairs are in the order that people said is no bad sign. People
+# are not in order themselves, and the model is not asked to repeat what they say.
+#
 # ## The result: better than its teachers
 #
 # With more or fewer pairs, and with people who are surer or less sure.
@@ -587,29 +594,31 @@ if settings.preset != "smoke":
 #
 # **A model can know better than each of those who taught it.** It agrees with the
 # person who makes no mistakes on 0.829 of the pairs, and one of its teachers does on
-# 0.791. In the three seeds it leads by 0.032, 0.044 and 0.040, so the two are apart.
-# (The runs of Figure 1 are judged on other answers, to half of these problems. There it
-# has 0.838.) Even people who are right on 0.67 of the pairs teach it to be right on
-# 0.83. What they get wrong differs from one to the next, and averages out. What they
-# know does not. From 1,000 pairs or fewer it does not lead the careful ones, and even
-# faultless people cannot help it there: what is missing are pairs, and not better
-# people.
+# 0.791. (Here and below these are means over three seeds. The page shows seed 0.) It
+# leads by 0.032, 0.044 and 0.040 in the three, so the two are apart. The runs of Figure
+# 1 are judged on other answers, to half of these problems, and come to 0.838. Even
+# people who are right on 0.67 of the pairs teach it to be right on 0.83. What they get
+# wrong differs from one to the next, and averages out. What they know does not. From
+# 1,000 pairs or fewer it cannot be told apart from a careful one, and even faultless
+# people do not help it there: what is missing are pairs, and not better people.
 #
 # **It leads where it can see what they see.** Of two answers in different styles it
 # names the better one in 0.89 of the cases if one of them is right and the other wrong,
 # and in 0.92 if they are as right as each other. Its teachers have 0.86 and 0.60. But
 # of two terse answers, one right and one wrong, it tosses a coin: 0.50, where they have
-# 0.83. They calculate, and it has not learnt to. No averaging brings out what cannot be
-# seen.
+# 0.83. Nor does it do better with two answers of another style: 0.39, 0.52 and 0.48 in
+# the three seeds. They calculate, and it has not learnt to. No averaging brings out
+# what cannot be seen.
 #
 # **It knows how sure it may be.** The chance that it states and the share of people who
-# say so differ by 0.011 on average. Where it cannot tell, it says 0.5.
+# say so differ by 0.011 on average over pairs, and where it is less than sure by up to
+# 0.06.
 #
 # **What it is good for.** The best of eight answers by the model is right in 0.79 of
 # the cases. That is far above the 0.45 of a single answer, and far below the 0.93 of
 # the best by the verifier. Rated by Elo, careless answers stand below terse ones; by
-# the model's mean number they stand above or beside them. Elo compares answers to the
-# same problem, a mean does not.
+# the model's mean number they stand above them, in one of the seeds just so. Elo
+# compares answers to the same problem, a mean does not.
 #
 # **What the papers add** makes no difference here that one seed could show: a margin
 # (0.821) and labels in doubt (0.824) end beside the plain loss (0.828). Llama 2 takes
@@ -637,6 +646,9 @@ course.check(
         "kinds > as right, other style > teacher": "0.60",
         "kinds > right against wrong, both terse > model": "0.50",
         "kinds > right against wrong, both terse > teacher": "0.83",
+        "kinds > right against wrong, both alike, not terse > model, seed 0": "0.39",
+        "kinds > right against wrong, both alike, not terse > model, seed 1": "0.52",
+        "kinds > right against wrong, both alike, not terse > model, seed 2": "0.48",
         "calibration_error": "0.011",
         "best_of > 8 > model": "0.79",
         "best_of > 1 > model": "0.45",
@@ -681,16 +693,17 @@ course.finish(
 # ## Exercises
 #
 # **Exercise 1 (derive).** Two people agree on a pair with the chance p² + (1 − p)²,
-# where each is right with the chance p. What is the most that a model can learn from
-# one label of such a pair, and from a hundred?
+# where p, which is another for each pair, is the chance that one of them is right. What
+# is the most that a model can learn from one label of such a pair, and from a hundred?
 #
 # **Exercise 2 (derive).** Show that a ranking of K answers, drawn by naming the best of
 # those left again and again, each with a chance in proportion to e^r, gives every pair
 # the order that Bradley and Terry give it.
 #
-# **Exercise 3 (change).** Let `lazy` people rank in the place of `careful` ones, and
-# judge by `careful`. On which kinds of pairs is the model right, and on which would it
-# be better to do the opposite of what it says?
+# **Exercise 3 (change).** Lazy people (`rewards.lazy`) check no sum, and like to be
+# greeted and to be told much. Let them rank in the place of the careful ones, and judge
+# by `careful`. On which kinds of pairs is the model right, and on which would it be
+# better to do the opposite of what it says?
 
 # %% [markdown] tags=["answers"]
 # **Answer 1.** From one label, that one of the two is better with a chance of p. From a
