@@ -596,11 +596,11 @@ if settings.preset != "smoke":
 # person who makes no mistakes on 0.829 of the pairs, and one of its teachers does on
 # 0.791. (Here and below these are means over three seeds. The page shows seed 0.) It
 # leads by 0.032, 0.044 and 0.040 in the three, so the two are apart. The runs of Figure
-# 1 are judged on other answers, to half of these problems, and come to 0.838. Even
-# people who are right on 0.67 of the pairs teach it to be right on 0.83. What they get
-# wrong differs from one to the next, and averages out. What they know does not. From
-# 1,000 pairs or fewer it cannot be told apart from a careful one, and even faultless
-# people do not help it there: what is missing are pairs, and not better people.
+# 1 are judged on half of these problems, and come to 0.838. Even people who are right
+# on 0.67 of the pairs teach it to be right on 0.83. What they get wrong differs from
+# one to the next, and averages out. What they know does not. From 1,000 pairs or fewer
+# it cannot be told apart from a careful one, and even faultless people do not help it
+# there. (Fewer pairs are fewer steps, too: 1,000 are 31.)
 #
 # **It leads where it can see what they see.** Of two answers in different styles it
 # names the better one in 0.89 of the cases if one of them is right and the other wrong,
@@ -610,9 +610,10 @@ if settings.preset != "smoke":
 # the three seeds. They calculate, and it has not learnt to. No averaging brings out
 # what cannot be seen.
 #
-# **It knows how sure it may be.** The chance that it states and the share of people who
-# say so differ by 0.011 on average over pairs, and where it is less than sure by up to
-# 0.06.
+# **It knows how sure it may be.** Take all pairs of which it is equally sure: the
+# chance that it states for them and the share of people who say so differ by 0.011 on
+# average. That is so of such pairs together. Of two terse answers it says about 0.5,
+# whichever is right, and that is all that it can know.
 #
 # **What it is good for.** The best of eight answers by the model is right in 0.79 of
 # the cases. That is far above the 0.45 of a single answer, and far below the 0.93 of
@@ -622,11 +623,11 @@ if settings.preset != "smoke":
 #
 # **What the papers add** makes no difference here that one seed could show: a margin
 # (0.821) and labels in doubt (0.824) end beside the plain loss (0.828). Llama 2 takes
-# its margin from how much better people said an answer was, which ours do not say.
-# InstructGPT's authors found that pairs torn out of their rankings are learnt by heart.
-# Here 666 rankings came to 0.806 together and to 0.786 shuffled, which is the same
-# direction, and undecided. Rates and passes are undecided as well: ours were fixed
-# before these were tried.
+# the margin of each pair from how much better people said that one answer was, which
+# ours do not say. InstructGPT's authors found that pairs torn out of their rankings are
+# learnt by heart. Here 666 rankings came to 0.806 together and to 0.786 shuffled, which
+# is the same direction, and undecided. Rates and passes are undecided as well: ours
+# were fixed before these were tried.
 
 # %% tags=["record"]
 course.check(

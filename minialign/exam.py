@@ -271,10 +271,11 @@ def run_grid(
     """Comparisons that take hours: {name: config} -> {name: what run(config) found}.
 
     Only with --grid are they made. What the record lacks, or has of another config, is
-    run, and saved as it ends: a second call goes on where the first was stopped. `name`
-    is that of the record, after the lesson's; it lies in figures/local/, or with
-    --record in figures/. `smoke` runs the first cell and saves none. Else: the
-    committed record.
+    run, and saved as it ends: a second call goes on where the first was stopped. What
+    `run` reads beside its config is not compared: whoever changes that removes the
+    record. Cells that are not asked for any more leave it. `name` is that of the
+    record, after the lesson's; it lies in figures/local/, or with --record in figures/.
+    `smoke` runs the first cell and saves none. Else: the committed record.
     """
     name = f"{settings.lesson}_{name}"
     if settings.preset == "smoke":

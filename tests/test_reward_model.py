@@ -1,6 +1,7 @@
 """Reward models: their training. What each function owes: entries.py."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,6 +12,7 @@ from minialign.algorithms.reward_model import Ranking, RewardModelConfig
 from minialign.rewards import LearnedReward, RewardModel
 from tests.methods import METHODS, RANKINGS
 from tests.properties import training
+from tests.properties.common import close
 from tests.toy import PROBLEMS, TOKENIZER, base, base_weights, generator
 
 METHOD = METHODS["reward_model"]
@@ -149,3 +151,37 @@ def test_a_margin_pushes_further_and_doubtful_labels_stop():
     near = run(RewardModel(base()), config, loss=doubt)[-1]["gap"]
     assert wide > sure + 0.5
     assert near == pytest.approx(math.log(0.8 / 0.2), abs=0.1)
+
+
+def test_a_micro_batch_of_twins_teaches_nothing_and_is_counted():
+    """Micro-batches bound memory and change no result, here as well."""
+    twins = Ranking(RANKINGS[0].prompt, [RANKINGS[0].answers[0]] * 2)
+    ends = []
+    for micro_batch in (1, 2):
+        config = replace(CONFIG, updates=2, batch=2, micro_batch=micro_batch)
+        state = {}
+        model = RewardModel(base())
+        rows = list(
+            reward_model.train(
+                model,
+                TOKENIZER,
+                [twins, RANKINGS[0]],
+                config,
+                generator=generator(),
+                state=state,
+            )
+        )
+        assert [row["identical"] for row in rows] == [1, 1]
+        ends.append(training.weights_of(state, ("model",)))
+    close(ends[0], ends[1], atol=1e-5)
+    alone = list(
+        reward_model.train(
+            RewardModel(base()),
+            TOKENIZER,
+            [twins, RANKINGS[0]],
+            replace(CONFIG, updates=2, batch=1, micro_batch=1),
+            generator=generator(),
+        )
+    )
+    without = min(alone, key=lambda row: row["pairs"])
+    assert without["pairs"] == 0 and without["loss"] == 0 and without["steps"] == 0

@@ -29,7 +29,8 @@ answers that do not end earn -1, ours `truncated_reward`.
 
 A *pretraining mix* adds γ E_D[ log π(y|x) ] to the objective: beside every step of
 reinforcement the policy imitates some texts D that it knew before (PPO-ptx of
-InstructGPT, arXiv 2203.02155, equation 2).
+InstructGPT, arXiv 2203.02155, equation 2; there D is text from the web, here D are
+answers to prompts).
 
 Lesson: lessons/15_ppo.py
 
@@ -132,7 +133,7 @@ class PretrainingMix:
 
     examples: Sequence[tuple[list[int], list[int]]]  # (prompt, response) as token ids,
     #  taken in this order, and from the start again
-    weight: float = 1.0  # γ: reward that a nat of an example is worth [27.8, of tokens]
+    weight: float = 1.0  # γ: reward that a nat of an example is worth
     batch: int = 64  # examples in a step
 
     def __post_init__(self) -> None:

@@ -9,8 +9,9 @@ averaged over the pairs of one ranking first, and then over rankings.
 
 Source: Christiano et al. 2017, arXiv 1706.03741; as it is used here Ouyang et al. 2022
 (InstructGPT), arXiv 2203.02155, equation 1. The margin: Touvron et al. 2023 (Llama 2),
-arXiv 2307.09288, equation 2. Labels that are chances: Lee et al. 2023 (RLAIF), arXiv
-2309.00267.
+arXiv 2307.09288, equation 2, where each pair has its own, by how much better people
+said that one answer was. Labels that are chances: Lee et al. 2023 (RLAIF), arXiv
+2309.00267, where a judge states one for each pair. Ours are one number for all pairs.
 
 What changes from RLOO: nothing is drawn, and no program judges. People have put K
 answers to a problem in order. The model is a copy of the policy, with a number at EOS
@@ -253,6 +254,10 @@ def train(
 
             # 3. compare
             pairs, weights, identical = pairs_of(part)  # (n, 2), (n,)
+            pairs_met += len(pairs)
+            identical_met += identical
+            if not len(pairs):
+                continue  # nothing but twins: there is nothing to learn from these
             chosen = numbers[pairs[:, 0]]  # (n,)
             rejected = numbers[pairs[:, 1]]  # (n,)
 
@@ -270,8 +275,6 @@ def train(
                 gap=gaps.sum(),
                 preferred=(gaps > 0).sum(),
             )
-            pairs_met += len(pairs)
-            identical_met += identical
         learner.step()
 
         # 5. report
@@ -283,7 +286,7 @@ def train(
             "pairs": pairs_met,
             "identical": identical_met,
             **learner.report(),
-            "loss": found["loss"],
-            "preferred": found["preferred"] / max(pairs_met, 1),
-            "gap": found["gap"] / max(pairs_met, 1),
+            "loss": found.get("loss", 0.0),
+            "preferred": found.get("preferred", 0.0) / max(pairs_met, 1),
+            "gap": found.get("gap", 0.0) / max(pairs_met, 1),
         }
