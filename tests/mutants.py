@@ -1841,8 +1841,7 @@ def pairs_of_worse_and_better(rankings):
 
 @imitates(reward_model.pairs_of, "a_ranking_counts_once")
 def pairs_of_added_up(rankings):
-    """The pairs of a ranking are added up: four answers count six times as much as
-    two."""
+    """The pairs of a ranking are added up: four answers count as six pairs."""
     rows, weights, identical = reward_model.pairs_of(rankings)
     return rows, torch.ones_like(weights), identical
 
@@ -1862,8 +1861,7 @@ def pairs_of_twins_too(rankings):
 
 @imitates(reward_model.pairs_of, "pairs_of_rankings")
 def pairs_of_neighbours(rankings):
-    """The best with the second, the second with the third: what is farther apart is
-    never compared."""
+    """Only neighbours are pairs: what is farther apart is never compared."""
     rows, weights, identical = reward_model.pairs_of(rankings)
     near = rows[:, 1] - rows[:, 0] == 1
     return rows[near], weights[near], identical
@@ -1871,8 +1869,7 @@ def pairs_of_neighbours(rankings):
 
 @imitates(reward_model.rankings_of, "best_first")
 def rankings_of_places(problems, texts, orders, tokenizer):
-    """Takes the place of an answer for its number: right for two answers, where the one
-    is the other's inverse, and wrong for three."""
+    """Takes the place of an answer for its number, which is wrong for three answers."""
     return reward_model.rankings_of(problems, texts, orders.argsort(1), tokenizer)
 
 

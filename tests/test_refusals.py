@@ -1210,6 +1210,12 @@ twins = reward_model.Ranking([BOS, 97, ANSWER], [[121, EOS], [121, EOS]])
 odd = {"none": [], "one answer": [*RANKINGS, alone], "nothing to tell apart": [twins]}
 refuse_run(reward_model.train, rankings=odd, batch=(0,), micro_batch=(0, -1))
 refuse(reward_model.pairs_of, {"rankings": RANKINGS}, rankings={"alone": [alone]})
+call = {"problems": PROBLEMS[:2], "texts": [("y", "n")] * 2, "tokenizer": TOKENIZER}
+call["orders"] = torch.tensor([[0, 1], [1, 0]])
+more = {"one row": call["orders"][:1], "three answers": torch.zeros(2, 3).long()}
+refuse(reward_model.rankings_of, call, orders=more)
+uneven = {"uneven": [("y", "n"), ("y",)], "one problem": [("y", "n")]}
+refuse(reward_model.rankings_of, call, names="orders", texts=uneven)
 
 
 def ranked() -> dict:

@@ -32,7 +32,7 @@ reinforcement the policy imitates some texts D that it knew before (PPO-ptx of
 InstructGPT, arXiv 2203.02155, equation 2; there D is text from the web, here D are
 answers to prompts).
 
-Lesson: lessons/15_ppo.py
+Lesson: lessons/15_ppo.py; with a learned reward and the mix, lessons/22_rlhf.py
 
 Card: PPO (1707.06347)
     data: own answers, several passes

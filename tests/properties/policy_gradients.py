@@ -1038,7 +1038,7 @@ def check_pull_of_the_mix(loss) -> None:
 def check_the_mix_is_imitated(train) -> None:
     """Where nobody earns anything, all of its examples become likelier, in turn."""
     examples = []
-    for problem, text in zip(PROBLEMS, ("nn", "yn"), strict=False):
+    for problem, text in zip(PROBLEMS, ("nn", "yy"), strict=False):
         prompt = TOKENIZER.encode_prompt(problem.question)
         examples.append((prompt, TOKENIZER.encode_response(text)))
     tokens, mask = collate(examples, TOKENIZER.pad_id)
