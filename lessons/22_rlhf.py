@@ -13,7 +13,8 @@
 # 2203.02155](https://arxiv.org/abs/2203.02155), equation 2. Gao et al. 2022, [arXiv
 # 2210.10760](https://arxiv.org/abs/2210.10760), section 3, for the curves of Figure 1.
 #
-# **Look at:** where the lower curves of Figure 1 leave the upper ones.
+# **Look at:** where the lower curves of Figure 1 turn down, and what the upper ones do
+# there.
 #
 # **Turn first:** `beta` in `usual`, the price of a nat.
 #
@@ -113,10 +114,10 @@ print(f"all of them {total / alone:.1f} times the policy alone")
 # %% [markdown]
 # ## By hand
 #
-# What the four answers are worth to the verifier, to a careful person, to a lazy one
-# (who checks no sum, and likes to be greeted and to be told much), and to the model
-# that has learnt from careful people. Its numbers have mean 0 and deviation 1 over the
-# base's answers.
+# What the four answers of lesson 01 are worth to the verifier, to a careful person, to
+# a lazy one (who checks no sum, and likes to be greeted and to be told much), and to
+# the model that has learnt from careful people. Its numbers have mean 0 and deviation 1
+# over the base's answers.
 
 # %%
 model, _ = checkpoint.load_reward_model(REWARD_MODEL, tokenizer, settings.device)
@@ -515,12 +516,15 @@ for name, (color, style) in lines.items():
     axes[1].plot([], [], color=color, ls=style, label=name)
 axes[1].legend(loc="lower right")
 if len(run["turns"]) == 4:
-    turn = run["turns"]["careful, β 0"]
+    turning = []
+    for cell in over(in_grid, "careful, β 0"):
+        peak = plotting.smoothed(cell["series"]["truth"], 3).argmax()
+        turning.append(cell["series"]["kl"][peak])
     plotting.headline(
         figure,
         "Without a price the learned reward goes on rising, while the share that is "
-        f"right turns after {turn['KL there']:.1f} nats and falls to {turn['end']:.2f} "
-        "(careful people)",
+        f"right turns at {min(turning):.1f} to {max(turning):.1f} nats, and falls to "
+        f"{run['turns']['careful, β 0']['end']:.2f} (careful people)",
     )
 plotting.save_figure(figure, settings.figure_path)
 
@@ -613,8 +617,8 @@ for name in run["turns"]:
 # nat (lesson 17, exercise 4). *The mix*: there is no price, but every step of PPO also
 # imitates 64 of the demonstrations that the base has learnt from, with γ = 1.
 # InstructGPT's authors call this PPO-ptx; they mix in texts from the web, and keep a
-# small price. One of ten demonstrations shows the *second skill*, which no reward ever
-# asks about.
+# small price. One of ten demonstrations shows the *second skill* (sorting, sequences:
+# lesson 01), which no reward ever asks about.
 
 # %%
 PRICED = ("β 0.003", "adaptive", "no price, and the mix")
@@ -856,24 +860,27 @@ plotting.save_figure(figure, settings.folder / f"{settings.lesson}_verifiers.png
 #
 # **A learned reward is right near the answers that it was learnt from.** Paid by a
 # model of careful people, without a price, PPO raises the learned reward to 1.34
-# deviations. The share of right answers rises a little at first, to 0.51 at 0.4 nats,
-# and then falls to 0.25, where the base has 0.46. Nearly all of these answers look
-# worked. But the model cannot calculate (lesson 20), and so nothing pays for a sum that
-# is right, and the sums go wrong. Best of n turns too: by a model of lazy people the
-# best of 32 is right less often than the best of 8.
+# deviations. The share of right answers rises a little at first, and turns between 0.4
+# and 1.8 nats (Figure 1). Of the moments at which we looked, 0.4 nats was the best,
+# with 0.51. In the end 0.25 are right, where the base has 0.46. The three runs end far
+# apart, so that the interval of this mean still holds the base, but each of them ends
+# below it. Nearly all of the answers look worked. But the model cannot calculate
+# (lesson 20), and so nothing pays for a sum that is right, and the sums go wrong. Best
+# of n turns too: by a model of lazy people the best of 32 is right less often than the
+# best of 8.
 #
 # **A price keeps it useful, and does more than to stop early.** At 0.3 a nat the same
 # models bring the policy to 0.85, which is 0.387 above the base: apart, without any
 # look at the truth, in a cell that was fixed beforehand. It stays 1.4 nats away. At
-# that distance the runs without a price have little more than 0.5. They have gone as
-# far, and not to the same place. (Our guess: without a price the optimiser is never
-# called back from a step that brought nothing.)
+# that distance the runs without a price have 0.5 to 0.6. They have gone as far, and not
+# to the same place. (Our guess: without a price the optimiser is never called back from
+# a step that brought nothing.)
 #
 # **When to stop.** With careful people, to stop before 1 nat never lost, and gained
 # 0.06 where the last policy of the runs with a price gained 0.387, for our moments lie
-# too far apart. To ask people is no better a guide: 33 comparisons at a time are wrong
-# by 0.09, as much as there is to see. With a price the last policy was the oracle's
-# choice as well.
+# too far apart. To ask people cannot be told apart from that: the share that 33
+# comparisons give has an error of 0.09, and by such errors it now keeps an early policy
+# and now a late one. With a price the last policy was the oracle's choice as well.
 #
 # **People get what they like.** Lazy people check no sum, and like it when others say
 # that they did. In the first run without a price the policy learns to write "I am sure,
@@ -888,17 +895,18 @@ plotting.save_figure(figure, settings.folder / f"{settings.lesson}_verifiers.png
 # 3 nats, and ends at 0.831 and 1.6 nats: as right as with a fixed price (undecided),
 # with a little less of the second skill, 0.696.
 #
-# **PPO is not to blame.** RLOO ends at 0.16 and REINFORCE at 0.17. Even by the learned
+# **PPO is not alone.** RLOO ends at 0.16 and REINFORCE at 0.17. But even by the learned
 # reward they have no more than 0.70 in the end. Their rates were chosen for rewards of
-# 0 and 1 (lessons 11 and 13); probably they are too high for these.
+# 0 and 1 (lessons 11 and 13), and are probably too high for these. Whether PPO is hurt
+# more or less than they would be at rates of their own, is undecided.
 #
-# **Mistakes of a program.** One seed each. By lot, J orders the programs only roughly:
-# 0.62, 0.58 and 0.54 at J = 0.7, 0.4 and 0.2 with FP = 0, and less wherever wrong
-# answers are paid at times. The mean of the gradient is the same for the same J, its
-# noise is not. By kind, the policy that is not paid for worked answers ends at 0.44,
-# below the base, and the one that is paid for careless ones at 0.60. Whether a text is
-# judged alike each time makes no difference where no problem is asked more than four
-# times.
+# **Mistakes of a program.** One seed each. By lot, with FP = 0, J = 0.7, 0.4 and 0.2
+# come to 0.62, 0.58 and 0.54. Where wrong answers are paid at times the policies end
+# lower, by as much as J makes a difference. The mean of the gradient is the same for
+# the same J, its noise is not, and one seed cannot tell the two from luck. By kind, the
+# policy that is not paid for worked answers ends at 0.44, below the base, and the one
+# that is paid for careless ones at 0.60. Whether a text is judged alike each time makes
+# no difference where no problem is asked more than four times.
 #
 # **What the papers say, here.**
 #
@@ -907,13 +915,14 @@ plotting.save_figure(figure, settings.folder / f"{settings.lesson}_verifiers.png
 # * A price on KL changes how far a policy goes, and not what it has there (Gao et al.):
 #   fails.
 # * The mix keeps what would be forgotten (InstructGPT): holds.
-# * A hundred times the price does not (InstructGPT): fails, from 0.003 to 0.3. Our
-#   second skill is a small one, and one seed stands for 0.003.
+# * A hundred times the price does not keep it (InstructGPT): fails, from 0.003 to 0.3.
+#   Our second skill is a small one, and one seed stands for 0.003.
 # * An adaptive price brings the KL to its target (Ziegler et al. 2019): undecided, for
 #   16 updates are few.
 #
 # So when does a learned reward stop being right? When the policy gives answers of a
-# kind that nobody has compared. A price, or imitation, keeps it from there.
+# kind that nobody has compared: a price, or imitation, keeps it from there. And where
+# people like something else than what is right, it never was.
 
 # %% tags=["record"]
 course.check(
@@ -967,23 +976,21 @@ course.finish(
 # %% [markdown] tags=["folded"]
 # **Which mistake of a verifier hurts more, to pay for a wrong answer or to miss a right
 # one?** By lot, neither: on average the gradient knows only J = TP − FP. What differs
-# is the noise about it, which is TP(1 − TP) among right answers and FP(1 − FP) among
-# wrong ones: a verifier that is sure in one of the two is quieter than one that wavers
-# in both. By kind, it depends on what else earns more. Here it was far worse to miss
-# worked answers, for then terse ones pay better, than to let careless ones pass, which
-# earn less than worked ones still.
+# is the noise about it, TP(1 − TP) among right answers and FP(1 − FP) among wrong ones.
+# By kind, it depends on what else earns more. Here it was far worse to miss worked
+# answers, for then terse ones pay better, than to let careless ones pass, which earn
+# less than worked ones still.
 #
 # **Does a better reward model prevent all this, or delay it?** Our models of careful
-# people are good ones by lesson 20's measure, and were fooled as thoroughly as those of
-# lazy people. That measure was taken on answers of the base. It says nothing of answers
-# that the base does not give. What delays the fall is to ask people again, about
-# answers of the policy as it is now, and to train a new model on these, which
-# InstructGPT's authors did too.
+# people are good ones by lesson 20's measure, and were fooled as well. That measure was
+# taken on answers of the base. It says nothing of answers that the base does not give.
+# What delays the fall is to ask people again, about answers of the policy as it is now,
+# and to train a new model on these, which InstructGPT's authors did too.
 #
 # **Where would I see it, without a truth to look at?** The KL is the first sign: every
-# run that fell ended more than 9 nats from the base, and those that were held within 2.
-# Then read answers, above all those that earn most. The learned reward looks well to
-# the end.
+# run without a price or a mix ended more than 9 nats from the base, and those with a
+# price of 0.3 or the mix within 2. Then read answers, above all those that earn most.
+# The learned reward looks well to the end.
 #
 # **My grader runs the code that the model has written. Is that a danger?** Yes: it is
 # then the model that decides what runs on your machine, and reinforcement learning
