@@ -250,6 +250,11 @@ class Watched:
         return self.reward(problems, texts)
 
 
+# %% [markdown]
+# Each run starts from the base, with one of three algorithms, and is looked at after
+# some of its updates.
+
+
 # %% tags=["setup"]
 def train_cell(
     cell: Cell, reward: Reward, problems: list[Problem]
