@@ -269,14 +269,16 @@ def train_cell(
         "truncated_reward": TRUNCATED,
         "beta": cell.beta,
     }
-    call = (policy, tokenizer, problems, reward)
     more = {"generator": draw_of(cell.seed, "sampling"), "reference": base}
     if cell.method == "rloo":
-        return policy, rloo.train(*call, rloo.RlooConfig(**common), **more)
+        config = rloo.RlooConfig(**common)
+        training = rloo.train(policy, tokenizer, problems, reward, config, **more)
+        return policy, training
     if cell.method == "reinforce":
         config = reinforce.ReinforceConfig(**common)
-        average = reinforce.moving_average
-        return policy, reinforce.train(*call, config, baseline=average, **more)
+        more["baseline"] = reinforce.moving_average
+        training = reinforce.train(policy, tokenizer, problems, reward, config, **more)
+        return policy, training
     if cell.target:
         more["next_beta"] = partial(
             ppo.adapt_beta, target=cell.target, horizon=256, completions=256
@@ -288,9 +290,10 @@ def train_cell(
             prompt = tokenizer.encode_prompt(row.problem.question)
             examples.append((prompt, tokenizer.encode_response(row.answer)))
         more["mix"] = ppo.PretrainingMix(examples, cell.mix)
-    critic = ppo.Critic(policy)
+    more["critic"] = ppo.Critic(policy)
     config = ppo.PPOConfig(**common)
-    return policy, ppo.train(*call, config, critic=critic, **more)
+    training = ppo.train(policy, tokenizer, problems, reward, config, **more)
+    return policy, training
 
 
 def look(policy: GPT, cell: Cell, purpose: str) -> dict:
@@ -368,7 +371,8 @@ def choose_best(cell: Cell) -> dict:
     """No training: of n answers of the base, the one that the reward model likes."""
     held = many_answers()
     learned = learned_reward(cell.people, cell.model)
-    numbers = torch.tensor(learned(*flat(held))).view(held.correct.shape).numpy()
+    asked, said = flat(held)
+    numbers = np.reshape(learned(asked, said), held.correct.shape)
     series = {"reward": [], "truth": [], "kl": []}
     for n in (1, 2, 4, 8, 16, 32):
         if n <= numbers.shape[1]:
@@ -493,8 +497,9 @@ for people in PEOPLE:
 # %% tags=["plot"]
 def draw_curves(panel, what: str, people: str) -> None:
     """One quantity against the distance from the base, for both prices."""
-    for beta, color in ((0.0, plotting.COLORS[1]), (0.3, plotting.COLORS[0])):
-        for cell in over(in_grid, f"{people}, β {beta:g}"):
+    colors = {"β 0": plotting.COLORS[1], "β 0.3": plotting.COLORS[0]}
+    for price, color in colors.items():
+        for cell in over(in_grid, f"{people}, {price}"):
             series = cell["series"]
             x = np.sqrt(np.maximum(series["kl"], 0))
             y = plotting.smoothed(series[what], 3)
@@ -795,7 +800,8 @@ def run_wrong(wrong: Wrong) -> dict:
 
 # %%
 marks = torch.tensor([[1.0, 0.0, 0.0, 1.0]])  # of four answers to one problem
-tp, fp = 0.8, 0.3
+tp = 0.8
+fp = 0.3
 expected = fp + (tp - fp) * marks
 assert torch.allclose(
     rloo.leave_one_out(expected), (tp - fp) * rloo.leave_one_out(marks)
@@ -844,7 +850,9 @@ axes[1].axvline(base_right, color="#444", ls="--", lw=1)
 axes[1].set(xlabel="right on test (dashed: the base)", xlim=(0, 1))
 axes[1].set(title="mistakes by kind")
 if len(kinds) == 5:
-    clean, missed, paid = (heights[place] for place in (0, 1, 2))
+    clean = heights[0]
+    missed = heights[1]
+    paid = heights[2]
     plotting.headline(
         figure,
         f"A verifier that misses worked answers brings a policy to {missed:.2f}, one "
