@@ -833,8 +833,14 @@ def savings(teller: Teller) -> Draft:
             n=weeks,
         ),
     ]
-    steps = [(weekly, "*", weeks), (had, "+", added), (price, "-", saved)]
-    return teller.draft((had, weekly, weeks, price), text, steps)
+    missing = price - had
+    return teller.draft(
+        (had, weekly, weeks, price),
+        text,
+        [(weekly, "*", weeks), (had, "+", added), (price, "-", saved)],
+        [(price, "-", had), (weekly, "*", weeks), (missing, "-", added)],
+        [(weekly, "*", weeks), (price, "-", added), (price - added, "-", had)],
+    )
 
 
 def perimeter(teller: Teller) -> Draft:
@@ -859,8 +865,14 @@ def perimeter(teller: Teller) -> Draft:
         ),
     ]
     half = long + wide
-    steps = [(long, "+", wide), (half, "*", 2), (half * 2, "*", cost)]
-    return teller.draft((long, wide, cost), text, steps)
+    around = half * 2
+    return teller.draft(
+        (long, wide, cost),
+        text,
+        [(long, "+", wide), (half, "*", 2), (around, "*", cost)],
+        [(long, "+", wide), (half, "*", cost), (half * cost, "*", 2)],
+        [(cost, "*", 2), (long, "+", wide), (half, "*", cost * 2)],
+    )
 
 
 def recipe(teller: Teller) -> Draft:
@@ -888,8 +900,13 @@ def recipe(teller: Teller) -> Draft:
             had=had,
         ),
     ]
-    steps = [(guests, "/", eaters), (cups, "*", factor), (needed, "-", had)]
-    return teller.draft((eaters, factor, cups, had), text, steps)
+    for_all = cups * guests
+    return teller.draft(
+        (eaters, factor, cups, had),
+        text,
+        [(guests, "/", eaters), (cups, "*", factor), (needed, "-", had)],
+        [(cups, "*", guests), (for_all, "/", eaters), (needed, "-", had)],
+    )
 
 
 # --- a second skill -----------------------------------------------------------------

@@ -51,6 +51,7 @@ SPLITS = {  # name: how many problems its file in data/ holds (0: dealt on deman
     "larger_numbers": 500,
     "new_families": 500,
     "new_families_train": 1500,
+    "new_families_validation": 500,
     "second_skill": 500,
     "second_skill_train": 0,
 }
@@ -158,7 +159,9 @@ def _home(draft: Draft) -> str:
     if draft.family in SKILLS:
         return "second_skill" if bucket == 0 else "second_skill_train"
     if draft.family in NEW_FAMILIES:
-        return "new_families" if bucket < 3 else "new_families_train"
+        if bucket < 3:
+            return "new_families"
+        return "new_families_validation" if bucket < 5 else "new_families_train"
     if bucket == 0:
         return "validation"
     if bucket == 1:

@@ -534,6 +534,7 @@ def test_each_family_has_five_phrasings(dealt, family):
 
 def test_sizes_of_the_splits():
     asked = {"validation": 500, "test": 1000, "new_families_train": 1500}
+    asked["new_families_validation"] = 500
     transfer = dict.fromkeys(
         ("more_steps", "larger_numbers", "new_families", "second_skill"), 500
     )
@@ -632,7 +633,7 @@ def digest(splits, indices):
 
 # What seeds 0 and 7 deal, everywhere. It changes when families.py does, and then every
 # file in data/ and the base model have to be made again.
-PINNED = "b5dc848d1eb2c86072f4521ca6eb1d79a0d5276b15bd8e447cbba9ec799d1932"
+PINNED = "745921614aeaf2c45b15d3ad67eec934abc2f6d4840d3dd99872e9ec3354838c"
 
 
 def test_a_problem_is_a_function_of_seed_split_and_index_alone():
