@@ -30,6 +30,7 @@ RANGES = {
     "seed": "(-inf, inf)",
     "warmup": "[0, inf)",
     "temperature": "(0, inf)",  # logits are divided by it
+    "learning_temperature": "(0, inf)",
     "max_grad_norm": "(0, inf]",  # at 0 no gradient would be left
     "entropy_coef": "(-inf, inf)",
     "truncated_reward": "(-inf, inf)",

@@ -12,6 +12,8 @@ Accuracy is half of the story. `measured_kl` says how far the policy moved from 
 to get there, and `frontier` which accuracy that distance could buy at best.
 """
 
+import math
+import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -330,6 +332,56 @@ def answer_metrics(
         "entropy": (nats / tokens).item(),
         **style_shares(rollout.repeated(problems), texts),
     }
+
+
+def working_of(text: str) -> tuple[str, ...]:
+    """The calculations of an answer, in their order: ("3*5=15", "15+12=27").
+
+    Two answers with the same calculations are worked alike, whatever else they say.
+    """
+    return tuple(re.findall(r"<<([^<>]*)>>", text))
+
+
+def _right_workings(answers: Answers) -> list[list[tuple[str, ...]]]:
+    """For each problem, the workings of its right answers; a terse one has none."""
+    found = []
+    for texts, correct in zip(answers.texts, answers.correct, strict=True):
+        workings = []
+        for text, right in zip(texts, correct, strict=True):
+            working = working_of(text)
+            if right and working:
+                workings.append(working)
+        found.append(workings)
+    return found
+
+
+def distinct_workings(answers: Answers) -> np.ndarray:
+    """How many different workings lead to the right result, among K answers to each.
+
+    Shapes: -> (N,). Units: workings, 0 to K. It grows with K: compare at equal K.
+    """
+    counts = [len(set(workings)) for workings in _right_workings(answers)]
+    return np.array(counts, dtype=float)
+
+
+def workings_differ(answers: Answers) -> np.ndarray:
+    """The chance that two right answers to one problem are worked differently.
+
+    Over all pairs of a problem's right answers that show a working, which is unbiased
+    for any number of answers. NaN for a problem with fewer than two of them: draw so
+    many answers that hardly any is left out, or those left are the easy ones.
+
+    Shapes: -> (N,). Units: [0, 1], or NaN.
+    """
+    chances = []
+    for workings in _right_workings(answers):
+        n = len(workings)
+        if n < 2:
+            chances.append(math.nan)
+            continue
+        alike = sum(comb(count, 2) for count in Counter(workings).values())
+        chances.append(1 - alike / comb(n, 2))
+    return np.array(chances)
 
 
 def reward_variance_share(rewards: np.ndarray, *, seed: int = 0) -> Estimate:

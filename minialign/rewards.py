@@ -11,6 +11,7 @@ the numbers fail to say, the policy will not learn, and whatever they say by mis
 will.
 
     verifier                a program: 1 for a right answer, 0 for any other
+    partial_credit          the same, and a little for a wrong number
     careful, lazy           simulated people: how much they like an answer
     rank, agreement         what such people say, and how often two say the same
     RewardModel             a language model that gives an answer a number
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 
 from minialign.checks import check_groups, check_tokens
 from minialign.model import GPT, ScalarHead
-from minialign.problems import Problem, style_of, verify
+from minialign.problems import Problem, is_formatted, style_of, verify
 from minialign.sampling import Rollout, collate
 from minialign.tokenizer import Tokenizer
 
@@ -46,6 +47,25 @@ def verifier(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
     """
     pairs = _paired("verifier", problems, texts)
     return [float(verify(problem, text)) for problem, text in pairs]
+
+
+def partial_credit(
+    problems: Sequence[Problem], texts: Sequence[str], wrong: float = 0.1
+) -> list[float]:
+    """1 for a right answer, `wrong` for another number after ####, 0 without one.
+
+    Source: ReFT, arXiv 2401.08967, equation 4, where a wrong number earns 0.1.
+    Raises: ValueError for unequal counts.
+    """
+    marks = []
+    for problem, text in _paired("partial_credit", problems, texts):
+        if verify(problem, text):
+            marks.append(1.0)
+        elif is_formatted(problem, text):
+            marks.append(wrong)
+        else:
+            marks.append(0.0)
+    return marks
 
 
 def _paired(

@@ -51,7 +51,7 @@ from minialign.algorithms import (
 )
 from minialign.evaluation import best_of_n, measured_kl, pass_at_k
 from minialign.model import GPT
-from minialign.rewards import score
+from minialign.rewards import partial_credit, score
 from minialign.sampling import collate, generate
 from tests import golden, strategies
 from tests.properties import (
@@ -474,6 +474,7 @@ ENTRIES = [
             evaluation.check_cut_answers_earn_nothing,
         ],
     ),
+    Entry(partial_credit, owes=[evaluation.check_credit_is_for_numbers_alone]),
     Entry(pass_at_k, owes=[evaluation.check_pass_is_the_average_over_subsets]),
     Entry(best_of_n, owes=[evaluation.check_best_is_the_average_over_subsets]),
     Entry(measured_kl, owes=[evaluation.check_expected_kl]),
@@ -541,6 +542,10 @@ ENTRIES = [
     ),
     Entry(rejection_sampling.keep_latest, owes=[imitation.check_pool_of_one_round]),
     Entry(rejection_sampling.keep_all, owes=[imitation.check_pool_of_all_rounds]),
+    Entry(
+        rejection_sampling.keep_latest_with,
+        owes=[imitation.check_pool_beside_given],
+    ),
     Entry(
         rejection_sampling.likelihood_loss,
         count=live_rows,

@@ -63,7 +63,7 @@ from minialign.logprobs import (
     token_mean,
 )
 from minialign.model import GPT
-from minialign.rewards import score
+from minialign.rewards import partial_credit, score, verifier
 from minialign.sampling import collate, generate
 
 MUTANTS: dict[Callable, Callable] = {}  # wrong version -> what it imitates
@@ -2110,6 +2110,41 @@ def keep_all_in_place(earlier, new):
     """The pool of an earlier round grows behind its owner's back."""
     earlier += new
     return earlier
+
+
+@imitates(partial_credit, "credit_is_for_numbers_alone")
+def credit_for_nothing(problems, texts, wrong=0.1):
+    """Every answer that is not right earns a little, one without a number too."""
+    return [max(mark, wrong) for mark in verifier(problems, texts)]
+
+
+@imitates(rejection_sampling.select_right, "all_above_0")
+def select_right_and_wrong(rewards, lengths, generator, threshold=0.0):
+    """The policy's own wrong answers stay in what it learns from."""
+    return rewards >= threshold
+
+
+@imitates(rejection_sampling.keep_all, "pool_of_all_rounds")
+def keep_all_but_old(earlier, new):
+    """Old rounds are dropped, though all were asked for."""
+    return new
+
+
+@imitates(rejection_sampling.keep_latest_with, "pool_beside_given")
+def keep_latest_without(given):
+    """The given answers are forgotten: rejection sampling as it was."""
+    return lambda earlier, new: new
+
+
+@imitates(rejection_sampling.keep_latest_with, "pool_beside_given")
+def keep_latest_growing(given):
+    """The given answers take in every round's."""
+
+    def keep(earlier, new):
+        given.extend(new)
+        return given
+
+    return keep
 
 
 # History: who survived, and what it took. Three lists were written, each before any

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from minialign import evaluation
 from minialign.evaluation import (
+    Answers,
     answer_metrics,
     best_of_n,
     binary_kl,
     dead_share,
+    distinct_workings,
     frontier,
     frontier_at,
     maj_at_k,
@@ -30,6 +32,8 @@ from minialign.evaluation import (
     smoothed_success,
     style_shares,
     summary,
+    working_of,
+    workings_differ,
 )
 from minialign.intervals import bootstrap
 from minialign.model import GPT, GPTConfig
@@ -660,6 +664,57 @@ def test_shares_of_styles_count_texts():
     assert both["style_terse"] == both["style_other"] == 0.5
     with pytest.raises(ValueError, match="no texts"):
         style_shares([], [])
+
+
+def answers_of(problem: Problem, texts: list[str], right: list[bool]) -> Answers:
+    """Answers to one problem, of which only texts and verdicts matter."""
+    table = np.array([right])
+    return Answers(
+        [problem],
+        [texts],
+        correct=table,
+        formatted=table,
+        truncated=np.zeros_like(table),
+        lengths=table.astype(int),
+        styles=[["other"] * len(texts)],
+        votes=[[None] * len(texts)],
+    )
+
+
+def test_workings_are_the_calculations_in_their_order():
+    """What stands around them does not count; their order does."""
+    assert working_of("<<3*5=15>>\n<<15+2=17>>\n#### 17") == ("3*5=15", "15+2=17")
+    assert working_of("Sure!\n<<3*5=15>>\nCheck: <<15/5=3>>") == ("3*5=15", "15/5=3")
+    assert working_of("#### 17") == working_of("<<3*5") == ()
+
+
+def test_only_right_answers_that_show_a_working_are_compared():
+    """Right: twice a, once b, once terse. Wrong: c. Of three pairs two differ."""
+    a, b, c = (f"<<{x}>>\n#### 17" for x in ("15+2=17", "2+15=17", "15+3=17"))
+    problem = Problem("?", Fraction(17), "groups", 1, "t")
+    held = answers_of(problem, [a, b, a, "#### 17", c], [True, True, True, True, False])
+    assert distinct_workings(held).tolist() == [2.0]
+    assert workings_differ(held).tolist() == pytest.approx([2 / 3])
+    alone = answers_of(problem, [a, "#### 17", c], [True, True, False])
+    assert distinct_workings(alone).tolist() == [1.0]
+    assert np.isnan(workings_differ(alone)).tolist() == [True]
+    nobody = answers_of(problem, [c, c], [False, False])
+    assert distinct_workings(nobody).tolist() == [0.0]
+
+
+def test_the_chance_to_differ_is_unbiased():
+    """Two workings, drawn with chances p and 1 - p: on average 2p(1 - p), for n = 2, 3
+    and 5 answers, all outcomes enumerated."""
+    problem = Problem("?", Fraction(17), "groups", 1, "t")
+    p = 0.3
+    for n in (2, 3, 5):
+        expected = 0.0
+        for outcome in itertools.product((0, 1), repeat=n):
+            texts = [("<<15+2=17>>", "<<2+15=17>>")[which] for which in outcome]
+            chance = p ** outcome.count(0) * (1 - p) ** outcome.count(1)
+            held = answers_of(problem, texts, [True] * n)
+            expected += chance * workings_differ(held)[0]
+        assert expected == pytest.approx(2 * p * (1 - p))
 
 
 def test_answer_metrics_are_means_over_all_answers():

@@ -32,13 +32,14 @@ from tests.properties.vectors import (
 LEFT_OUT = {
     "they refuse": "normaliser check_numbers",
     "loops, and what they loop over": """train batches learning_rate optimizers
-        keep_latest keep_all same_beta conjugate_gradients pairs_of
-        rankings_of""",
+        keep_latest keep_all keep_latest_with same_beta conjugate_gradients
+        pairs_of rankings_of""",
     "a model answers, no formula": """score_tokens score_answers pair_logprobs
         reference_of_pairs sample_answers policy_gradient measured_kl score_choices
         surrogate_slope line_search scored_parts read_rankings""",
     "it changes a type": "at_least_float32",
-    "they read texts": "summary style_shares answer_metrics",
+    "they read texts": """summary style_shares answer_metrics working_of
+        distinct_workings workings_differ""",
     "the value is a mean, the interval is drawn": "bootstrap",
 }
 ALGORITHMS = Path(dpo.__file__).parent.glob("[a-z]*.py")

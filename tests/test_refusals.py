@@ -668,7 +668,8 @@ refuse(problems.read_problems, {}, FileNotFoundError, names="none", path=("none"
 
 SAID = {"problems": PROBLEMS[:2], "texts": ["y", "no"]}
 JUDGED = {"problems": PROBLEMS[:2], "rollout": ROLLOUT, "tokenizer": TOKENIZER}
-for function in (rewards.verifier, rewards.careful, rewards.lazy):
+judges = (rewards.verifier, rewards.partial_credit, rewards.careful, rewards.lazy)
+for function in judges:
     refuse(function, SAID, problems={"one": PROBLEMS[:1]}, texts=(["y"],))
 LIKED = {"likings": TRIPLES, "sharpness": 1.0}
 alone = {"K = 1": TRIPLES[:, :1]}

@@ -230,8 +230,11 @@ run = METHOD.run
 RIGHT_TOKENS = 2  # "y" and its end
 
 
-@pytest.mark.parametrize("temperature, chunk", [(1.0, 128), (0.7, 1)])
-def test_one_update_by_hand(monkeypatch, temperature, chunk):
+@pytest.mark.parametrize(
+    "temperature, learning_temperature, chunk",
+    [(1.0, 1.0, 128), (0.7, 0.7, 1), (0.7, 1.0, 128)],
+)
+def test_one_update_by_hand(monkeypatch, temperature, learning_temperature, chunk):
     """Every metric from the rollout, row by row, against code of its own.
 
     Right answers have 2 tokens each, so a batch of 2 x their number holds each once.
@@ -240,7 +243,12 @@ def test_one_update_by_hand(monkeypatch, temperature, chunk):
     chunks, joined = (training.spied(monkeypatch, x, "generate") for x in rooms)
     policy, reference = stretched(), base()
     twin = copy.deepcopy(policy)
-    config = replace(CONFIG, temperature=temperature, chunk=chunk)
+    config = replace(
+        CONFIG,
+        temperature=temperature,
+        learning_temperature=learning_temperature,
+        chunk=chunk,
+    )
     first = next(run(copy.deepcopy(policy), config))
     config = replace(config, batch_tokens=RIGHT_TOKENS * first["pool"])
     chunks.clear(), joined.clear()
@@ -254,7 +262,8 @@ def test_one_update_by_hand(monkeypatch, temperature, chunk):
     cut = [each for part in parts for each in part.truncated.tolist()]
     assert rollout.truncated.tolist() == cut
     kept = (judged(rollout) > 0).tolist()
-    ours = torch.cat([row_nats(twin, part, temperature) for part in parts])  # (18,)
+    nats = [row_nats(twin, part, learning_temperature) for part in parts]
+    ours = torch.cat(nats)  # (18,)
     loss = -ours[torch.tensor(kept)].sum() / (RIGHT_TOKENS * sum(kept))
     groups = [kept[i : i + 6] for i in range(0, 18, 6)]
     expected = {

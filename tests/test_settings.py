@@ -49,7 +49,7 @@ WRONG_TYPES = {
 SHARES = {"gamma", "lam", "cooldown", "memory_decay", "eps_low", "shrink"}
 NO_LIMIT = {"max_grad_norm", "eps_high", "value_clip", "kl_stop"}  # inf switches it off
 ABOVE_0 = {"temperature", "max_grad_norm", "eps_low", "eps_high", "value_clip"}
-ABOVE_0 |= {"shrink", "delta"}
+ABOVE_0 |= {"shrink", "delta", "learning_temperature"}
 BELOW_1 = {"memory_decay", "shrink"}
 SIGNED = {"entropy_coef", "truncated_reward", "threshold"}
 

@@ -9,12 +9,12 @@ Source: RAFT, arXiv 2304.06767, algorithm 1; Llama 2, arXiv 2307.09288, section 
 What changes from SFT: the demonstrations are the policy's own answers, and a reward
 picks them. Nothing pushes a wrong answer down, except that probabilities sum to 1.
 
-Details: RAFT draws at a lower temperature than it trains at, which sharpens the policy
-by itself; we draw and score at one temperature. RAFT learns from the latest round
-alone; Llama 2 went back to all rounds when it saw skills forgotten. A problem that
-nobody solved is skipped, and counted.
+Details: RAFT draws at a lower temperature than it learns at, which sharpens the policy
+by itself; here both are 1 unless a config says otherwise. RAFT learns from the latest
+round alone; Llama 2 went back to all rounds when it saw skills forgotten. A problem
+that nobody solved is skipped, and counted.
 
-Lesson: lessons/10_rejection_sampling.py
+Lesson: lessons/10_rejection_sampling.py; more rounds in lessons/18_raft.py
 
 Card: Rejection sampling (2304.06767, 2307.09288)
     data: K own answers to each problem, in rounds
@@ -73,7 +73,8 @@ class RejectionSamplingConfig:
     max_new_tokens: int = 128  # a longer answer is truncated, and counted
     truncated_reward: float = 0.0  # what a truncated answer earns
     threshold: float = 0.0  # an answer that earned no more is not kept
-    temperature: float = 1.0  # of sampling and of scoring: one number
+    temperature: float = 1.0  # of sampling; RAFT 0.85
+    learning_temperature: float = 1.0  # of scoring what was kept
     updates: int = 32  # optimiser steps per round, however much was kept
     batch_tokens: int = 2048  # response tokens per step, and up to one answer more
     lr: float = 4e-4  # AdamW's peak
@@ -197,6 +198,19 @@ def keep_latest(earlier: Pool, new: Pool) -> Pool:
 def keep_all(earlier: Pool, new: Pool) -> Pool:
     """Learn from every round's answers. Source: Llama 2."""
     return earlier + new
+
+
+def keep_latest_with(given: Pool) -> Callable[[Pool, Pool], Pool]:
+    """Learn from this round's answers and, beside them, from given ones.
+
+    With demonstrations as the given ones this is the online self-training that ReFT is
+    measured against. Source: ReFT, arXiv 2401.08967, section 4.2.
+    """
+
+    def keep(earlier: Pool, new: Pool) -> Pool:
+        return new + given
+
+    return keep
 
 
 def likelihood_loss(
@@ -345,7 +359,7 @@ def train(
             tokens = tokens.to(device)
             mask = mask.to(device)
             logprobs = token_logprobs(
-                policy, tokens, mask, config.temperature
+                policy, tokens, mask, config.learning_temperature
             )  # (b, s)
             weights = logprobs.new_ones(len(part))  # (b,)
             loss = likelihood_loss(logprobs, weights, mask, count=token_count)

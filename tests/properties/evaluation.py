@@ -85,6 +85,14 @@ def tiny(seed, vocab_size=4):
     return GPT(config, torch.Generator().manual_seed(seed)).double()
 
 
+def check_credit_is_for_numbers_alone(credit) -> None:
+    """A wrong number earns a tenth; no number, or two, after #### earn nothing."""
+    texts = ["#### 3", "<<1+3=4>>\n#### 4", "3", "", "<<1+2=3>>", "#### 3 or 4"]
+    asked = [THREE] * len(texts)
+    assert credit(asked, texts) == [1.0, 0.1, 0.0, 0.0, 0.0, 0.0]
+    assert credit(asked, texts, wrong=0.0) == verifier(asked, texts)
+
+
 def rollout_of(rows, truncated, samples, temperature=1.0):
     """A rollout with these (prompt, response) ids in its rows."""
     T = max(len(prompt) + len(ids) for prompt, ids in rows)

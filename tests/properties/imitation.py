@@ -338,6 +338,16 @@ def check_pool_of_one_round(keep) -> None:
     assert len(a) == len(b) == 1
 
 
+def check_pool_beside_given(keep_with) -> None:
+    """The new answers and the given ones, whatever was kept before; no pool is
+    changed, and the next round finds no more than these."""
+    given, a, b = [([7], [8])], [([1], [2])], [([3], [4, 5])]
+    keep = keep_with(given)
+    for _ in range(2):
+        assert keep(a, b) == [([3], [4, 5]), ([7], [8])]
+    assert len(a) == len(b) == len(given) == 1
+
+
 def check_pool_of_all_rounds(keep) -> None:
     """Both rounds' answers; and the pool that was is left as it was."""
     a, b = [([1], [2])], [([3], [4, 5])]
