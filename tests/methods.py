@@ -333,6 +333,8 @@ METHODS = {
         changed={"batch_tokens": 20, "threshold": 1.0},
         dealt={"batch_tokens": 50, "updates": 5},
         idle={"nothing is kept": {"reward": never}},
+        # It may learn at another temperature: here at that of the draw.
+        still={"lr": 0.0, "learning_temperature": 0.6},
         gaps={
             **GAPS,
             "pool": lambda saved: saved[::-1],
