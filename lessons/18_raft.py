@@ -75,7 +75,7 @@ base = course.load_policy(tokenizer, settings.device).requires_grad_(False)
 # Think of imitation as perfect. Then the next policy gives every answer that was kept
 # as often as the draw had it, and no other:
 #
-#     π_{t+1}(y) = share of y among the kept of m answers from π_t
+#     π_{t+1}(y) = share of y among m right answers that were drawn from π_t
 #
 # On average that is π_t, given that the answer is right. So after one round all answers
 # would be right, and a second round would have nothing to add. Further rounds are
@@ -85,8 +85,8 @@ base = course.load_policy(tokenizer, settings.device).requires_grad_(False)
 # way. A filter that asks only for the right result likes all of them alike, and on
 # average their shares stay as they were. In any one draw, though, they come out a
 # little higher or lower, and a way that is missing from a draw is gone for good. Let D
-# be the chance that two right answers to a problem are worked differently. Over the
-# draws
+# be the chance that two right answers to a problem are worked differently. On average
+# over the draws
 #
 #     E[ D_{t+1} ] = (1 − 1/m) D_t
 #
@@ -741,9 +741,10 @@ course.finish(
 # ## Exercises
 #
 # **Exercise 1 (derive).** A problem has two ways to work it. One leads to the right
-# result with chance a, the other with chance b < a. Both are tried equally often at
-# first, imitation is perfect, and m is so large that there is no drift. What is the
-# share of the first way after t rounds?
+# result with chance a, the other with chance b < a. Both are chosen equally often at
+# first. Let imitation change how often a way is chosen, but not how well it is carried
+# out, and let m be so large that there is no drift. Which share has the first way after
+# t rounds?
 #
 # **Exercise 2 (change).** Set `prompts=2048` and `updates=128` in `usual`, with
 # `rounds=1`: the same answers and steps in one round. What does it come to, and why?
@@ -752,11 +753,10 @@ course.finish(
 # per problem. What is imitated now, of a problem that nobody solved?
 
 # %% [markdown] tags=["answers"]
-# **Answer 1.** Perfect imitation of what was right multiplies the odds of the two ways
-# by the chances to be right, once: a/b after one round. But then every answer that is
-# given is one that was right, and if the way is worked as well as it was, its next
-# answers are right again with chances a and b: the odds after t rounds are (a/b)^t. A
-# filter that prefers no working still favours the one that succeeds more often.
+# **Answer 1.** Among the right answers the odds of the first way are those among all
+# answers, times a/b. Each round does it again, so that after t rounds the odds are
+# (a/b)^t, and the share is a^t/(a^t + b^t). A filter that asks for nothing but the
+# result still favours the way that succeeds more often.
 #
 # **Answer 2.** To less. All 16,384 answers are then the base's own, and of its right
 # ones many are terse, right by a lucky guess. Each further round draws from a policy
