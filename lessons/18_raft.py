@@ -187,7 +187,7 @@ def draw_of(seed: int, purpose: str) -> torch.Generator:
 
 def spread(policy: GPT, draw: torch.Generator) -> dict[str, float]:
     """How far the policy is from the base, and how unsure of its own answers."""
-    unseen = course.load_problems("validation", settings.pick(4, 250, 250))
+    unseen = course.load_problems("validation", settings.pick(4, 50, 250))
     rollout = generate(
         policy,
         [tokenizer.encode_prompt(problem.question) for problem in unseen],
@@ -208,9 +208,9 @@ def spread(policy: GPT, draw: torch.Generator) -> dict[str, float]:
 def look(policy: GPT, seed: int, done: int) -> dict:
     """Examine a policy after `done` rounds."""
     draw = draw_of(seed, f"look {done}")
-    test = course.load_problems("test", settings.pick(4, 250, 500))
-    unseen = course.load_problems("validation", settings.pick(4, 250, 500))
-    skill = course.load_problems("second_skill", settings.pick(4, 100, 500))
+    test = course.load_problems("test", settings.pick(4, 100, 500))
+    unseen = course.load_problems("validation", settings.pick(4, 100, 500))
+    skill = course.load_problems("second_skill", settings.pick(4, 50, 500))
     on_test = sample_answers(policy, tokenizer, test, 4, generator=draw)
     on_validation = sample_answers(policy, tokenizer, unseen, 2, generator=draw)
     other = sample_answers(policy, tokenizer, skill, 1, greedy=True)
@@ -225,10 +225,10 @@ def look(policy: GPT, seed: int, done: int) -> dict:
 def look_closely(policy: GPT, seed: int) -> dict:
     """The end of a run: all test problems, and 64 answers to 100 of them."""
     draw = draw_of(seed, "look closely")
-    test = course.load_problems("test", settings.pick(4, 500, 1000))
+    test = course.load_problems("test", settings.pick(4, 200, 1000))
     answers = sample_answers(policy, tokenizer, test, 4, generator=draw)
     greedy = sample_answers(policy, tokenizer, test, 1, greedy=True)
-    few = test[: settings.pick(2, 50, 100)]
+    few = test[: settings.pick(2, 15, 100)]
     many = sample_answers(policy, tokenizer, few, 64, generator=draw)
     return {
         "test": course.as_list(bootstrap(answers.correct.mean(1))),
