@@ -110,7 +110,7 @@ texts = list(course.HAND_ANSWERS.values())
 likings = torch.tensor([careful([course.HAND_PROBLEM] * 4, texts)])  # (1, 4)
 order = likings[0].argsort(descending=True, stable=True).tolist()
 answers = [tokenizer.encode_response(texts[i]) for i in order]
-pairs, weights, _ = reward_model.pairs_of([Ranking([1], answers)])  # (6, 2), (6,)
+pairs, weights, *_ = reward_model.pairs_of([Ranking([1], answers)])  # (6, 2), (6,)
 numbers = torch.zeros(4, requires_grad=True)
 reward_model.pairwise_loss(
     numbers[pairs[:, 0]], numbers[pairs[:, 1]], weights=weights, count=1
@@ -191,6 +191,7 @@ def say_rankings(study: Study) -> list[Ranking]:
     draw = replace(settings, seed=study.seed).generator("people")
     orders = rank(liked(held).to(draw.device), study.sharpness, draw)  # (N, K)
     found = reward_model.rankings_of(held.problems, held.texts, orders, tokenizer)
+    found = [replace(ranking, label=study.label) for ranking in found]
     if not study.shuffled:
         return found
     alone = []
@@ -198,7 +199,7 @@ def say_rankings(study: Study) -> list[Ranking]:
         for better in range(study.answers):
             for worse in range(better + 1, study.answers):
                 both = [ranking.answers[better], ranking.answers[worse]]
-                alone.append(Ranking(ranking.prompt, both))
+                alone.append(replace(ranking, answers=both))
     return alone
 
 
@@ -212,7 +213,7 @@ def run_study(study: Study, settings: course.Settings) -> tuple[RewardModel, dic
     config = reward_model.RewardModelConfig(
         updates=steps, batch=batch, lr=study.lr, micro_batch=batch
     )
-    loss = partial(reward_model.pairwise_loss, margin=study.margin, label=study.label)
+    loss = partial(reward_model.pairwise_loss, margin=study.margin)
     model = RewardModel(base)
     training = reward_model.train(
         model,

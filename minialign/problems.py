@@ -116,6 +116,22 @@ def demonstration(seed: int, split: str, index: int) -> Demonstration:
     return Demonstration(problem, style, answer)
 
 
+def workings(seed: int, split: str, index: int) -> tuple[Problem, list[str]]:
+    """A problem, and its worked answers: one for each order that it may be worked in.
+    Where two orders have the same numbers, their texts are one.
+
+    Raises: as `make_problem`; ValueError for a problem of the second skill.
+    """
+    problem, draft = _deal(seed, split, index)
+    if not draft.orders:
+        raise ValueError(f"split: {split!r} is of the second skill, which has no steps")
+    texts = []
+    for steps in draft.orders:
+        results = [calculate(*step) for step in steps]
+        texts.append(_write_steps(steps, results))
+    return problem, list(dict.fromkeys(texts))
+
+
 def _deal(seed: int, split: str, index: int) -> tuple[Problem, Draft]:
     """Draw problems until one belongs to the split; return it and its draft."""
     if split not in SPLITS:
@@ -209,6 +225,112 @@ def _write_checks(steps: Sequence[Step], results: Sequence[int]) -> list[str]:
     for (a, op, b), result in zip(steps, results, strict=True):
         checks.append(f"Check: <<{result}{undo[op]}{b}={a}>>")
     return checks
+
+
+def _write_steps(steps: Sequence[Step], results: Sequence[int]) -> str:
+    """One calculation a line, and the last result."""
+    lines = []
+    for (a, op, b), result in zip(steps, results, strict=True):
+        lines.append(f"<<{a}{op}{b}={result}>>")
+    return "\n".join([*lines, f"#### {results[-1]}"])
+
+
+# --- spoiling -----------------------------------------------------------------------
+
+MISTAKES = ("slip", "operation", "number", "left out", "result")
+
+
+def spoiled(answer: str, rng: Random, mistake: str | None = None) -> str:
+    """A wrong copy of a right answer: one mistake, and all that follows from it.
+
+        slip         a calculation has another result
+        operation    it is another operation on the same numbers
+        number       one of its numbers is another
+        left out     the last step is missing
+        result       only the number after #### is another
+
+    Later steps go on with what the mistake has led to. A terse answer allows only the
+    last. `mistake` is drawn where it is None.
+
+    Raises: ValueError for an answer without a whole number after ####, for a mistake
+    that is not in MISTAKES, and for one that cannot be made in this answer.
+    """
+    right = extract_answer(answer)
+    if right is None or right.denominator != 1:
+        raise ValueError(f"answer: no whole number after ####: {answer[-40:]!r}")
+    if mistake is not None and mistake not in MISTAKES:
+        raise ValueError(f"mistake: got {mistake!r}, known are {', '.join(MISTAKES)}")
+    steps = []
+    results = []
+    for a, op, b, result in re.findall(r"<<(\d+)([-+*/])(\d+)=(\d+)>>", answer):
+        steps.append((int(a), op, int(b)))
+        results.append(int(result))
+    allowed = _allowed(steps)
+    if mistake is not None and mistake not in allowed:
+        raise ValueError(f"mistake: {mistake!r} needs more steps than {len(steps)}")
+    for _ in range(100):
+        kind = mistake or rng.choice(allowed)
+        if kind == "result":
+            handed_in = _near(int(right), rng)
+            lines = answer.rpartition("####")[0]
+            return f"{lines}#### {handed_in}"
+        if kind == "left out":
+            found = steps[:-1], results[:-1]
+        else:
+            found = _mistaken(steps, results, kind, rng)
+        if found is not None and found[1][-1] != right:
+            return _write_steps(*found)
+    raise ValueError(f"mistake: {mistake!r} makes no other result of {answer!r}")
+
+
+def _allowed(steps: Sequence[Step]) -> list[str]:
+    """The mistakes that can be made in so many steps."""
+    if not steps:
+        return ["result"]
+    return [kind for kind in MISTAKES if kind != "left out" or len(steps) > 1]
+
+
+def _mistaken(
+    steps: Sequence[Step], results: Sequence[int], kind: str, rng: Random
+) -> tuple[list[Step], list[int]] | None:
+    """One step wrong, and the later ones from there; None where they cannot go on."""
+    place = rng.randrange(len(steps))
+    a, op, b = steps[place]
+    if kind == "operation":
+        op = rng.choice([other for other in "+-*" if other != op])
+    if kind == "number" and rng.random() < 0.5:
+        a = _near(a, rng)
+    elif kind == "number":
+        b = _near(b, rng)
+    result = _near(results[place], rng) if kind == "slip" else _calculated(a, op, b)
+    new_steps = [*steps[:place], (a, op, b)]
+    new_results = [*results[:place], result]
+    became = {results[place]: result}
+    for (a, op, b), was in zip(steps[place + 1 :], results[place + 1 :], strict=True):
+        if new_results[-1] is None:
+            return None
+        step = became.get(a, a), op, became.get(b, b)
+        new_steps.append(step)
+        new_results.append(_calculated(*step))
+        became[was] = new_results[-1]
+    return None if new_results[-1] is None else (new_steps, new_results)
+
+
+def _calculated(a: int, op: str, b: int) -> int | None:
+    """The result, or None where it is no whole number that is 0 or more."""
+    try:
+        return calculate(a, op, b)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def _near(number: int, rng: Random) -> int:
+    """Another whole number, 0 or more: a little off, or by up to a half of it."""
+    while True:
+        far = rng.randint(1, max(2, number // 2))
+        off = rng.choice((1, 2, 3, 10, far)) * rng.choice((1, -1))
+        if number + off >= 0:
+            return number + off
 
 
 # --- judging ------------------------------------------------------------------------

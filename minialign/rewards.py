@@ -6,9 +6,9 @@ A reward takes problems and answers and gives one number per answer::
 
 Behind it may stand a *program* that checks the answer (`verifier` here; learning from
 it is ReFT), a *model of people's preferences* (`LearnedReward`; RLHF) or an *AI judge*
-(RLAIF). The algorithms cannot tell: they see the numbers and nothing else. So whatever
-the numbers fail to say, the policy will not learn, and whatever they say by mistake, it
-will.
+(`JudgedReward`; RLAIF). The algorithms cannot tell: they see the numbers and nothing
+else. So whatever the numbers fail to say, the policy will not learn, and whatever they
+say by mistake, it will.
 
     verifier                a program: 1 for a right answer, 0 for any other
     partial_credit          the same, and a little for a wrong number
@@ -16,6 +16,8 @@ will.
     rank, agreement         what such people say, and how often two say the same
     RewardModel             a language model that gives an answer a number
     LearnedReward           that number as a reward, on a fixed scale
+    Judge                   a language model that says which of two answers is better
+    JudgedReward            how surely it says so, of an answer and a rival, as a reward
     Counted                 any reward, and what it has cost
     score                   what every algorithm calls
 
@@ -34,7 +36,7 @@ from torch import Tensor, nn
 from minialign.checks import check_groups, check_tokens
 from minialign.model import GPT, ScalarHead
 from minialign.problems import Problem, is_formatted, style_of, verify
-from minialign.sampling import Rollout, collate
+from minialign.sampling import Rollout, collate, generate
 from minialign.tokenizer import Tokenizer
 
 Reward = Callable[[Sequence[Problem], Sequence[str]], Sequence[float]]
@@ -272,6 +274,180 @@ class LearnedReward:
         """One number for each answer."""
         scores = self.scores(problems, texts)
         return ((scores - self.model.offset) / self.model.scale).tolist()
+
+
+# --- a judge ------------------------------------------------------------------------
+
+
+def verdict_prompt(
+    tokenizer: Tokenizer,
+    question: str,
+    first: str,
+    second: str,
+    working: str | None = None,
+) -> list[int]:
+    """What a judge reads before its verdict, the token "1" or "2".
+
+        question, first answer, "1", second answer, "2", its own working if it has one
+
+    Each answer is followed by its number. Shapes: -> token ids.
+    """
+    one, two = verdict_ids(tokenizer)
+    ids = tokenizer.encode_prompt(question)
+    ids += [*tokenizer.encode_response(first), one]
+    ids += [*tokenizer.encode_response(second), two]
+    if working is not None:
+        ids += tokenizer.encode_response(working)
+    return ids
+
+
+def verdict_ids(tokenizer: Tokenizer) -> tuple[int, int]:
+    """The tokens by which a judge says that the first or the second is better."""
+    (one,) = tokenizer.encode("1")
+    (two,) = tokenizer.encode("2")
+    return one, two
+
+
+class Judge:
+    """A language model that is asked which of two answers to a problem is better.
+
+    It reads what `verdict_prompt` says, and its verdict is a chance:
+
+        P(first) = softmax over the logits of "1" and "2" alone
+
+    A judge with a `worker` is shown what that model finds when it works the problem
+    itself. The worker sees no answers, so that they cannot talk it into anything, and
+    works each problem once.
+
+    Which answer stands first should make no difference, and to language models it does:
+    `prefers` asks in both orders, and averages.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        worker: GPT | None = None,
+        micro_batch: int = 64,
+    ) -> None:
+        if micro_batch < 1:
+            raise ValueError(f"micro_batch: got {micro_batch}, must be 1 or more")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.worker = worker
+        self.micro_batch = micro_batch
+        self.worked: dict[str, str] = {}  # {question: what the worker wrote}
+
+    def prefers(
+        self, problems: Sequence[Problem], ours: Sequence[str], theirs: Sequence[str]
+    ) -> Tensor:
+        """The chance that ours is the better answer: the mean over both orders.
+
+            ½ P(ours stands first, and the first is better)
+            + ½ P(ours stands second, and the second is better)
+
+        Shapes: N of each -> (N,) float64. Units: [0, 1]; swapped, 1 less it.
+        Raises: as `says_first`. Source: Lee et al. 2023, arXiv 2309.00267, section 2.1.
+        """
+        at_first = self.says_first(problems, ours, theirs)  # (N,)
+        at_second = 1 - self.says_first(problems, theirs, ours)  # (N,)
+        return (at_first + at_second) / 2
+
+    @torch.no_grad()
+    def says_first(
+        self, problems: Sequence[Problem], first: Sequence[str], second: Sequence[str]
+    ) -> Tensor:
+        """The chance of the verdict "1", in this order alone.
+
+        Shapes: N of each -> (N,) float64. Units: [0, 1].
+        Raises: ValueError for unequal counts, none at all, and for more tokens than the
+        model's context holds.
+        """
+        if not problems or not len(problems) == len(first) == len(second):
+            raise ValueError(
+                f"Judge: {len(problems)} problems, {len(first)} first and "
+                f"{len(second)} second answers; there must be as many of each, and some"
+            )
+        workings = self.work(problems)
+        one, two = verdict_ids(self.tokenizer)
+        examples = []
+        for each in zip(problems, first, second, workings, strict=True):
+            problem, *texts = each
+            prompt = verdict_prompt(self.tokenizer, problem.question, *texts)
+            examples.append((prompt, [one]))
+        most = max(len(prompt) + 1 for prompt, _ in examples)
+        if most > self.model.config.context:
+            raise ValueError(
+                f"Judge: {most} tokens of question, answers and working; the model's "
+                f"context is {self.model.config.context}"
+            )
+        device = self.model.embed_tokens.weight.device
+        chances = []
+        for start in range(0, len(examples), self.micro_batch):
+            part = examples[start : start + self.micro_batch]
+            tokens, mask = collate(part, self.tokenizer.pad_id)  # (b, T), (b, S)
+            hidden = self.model(tokens[:, :-1].to(device))  # (b, S, D)
+            logits = self.model.logits(hidden[mask.to(device)])  # (b, V)
+            verdicts = logits[:, [one, two]].double().softmax(1)  # (b, 2)
+            chances.append(verdicts[:, 0])
+        return torch.cat(chances)
+
+    def work(self, problems: Sequence[Problem]) -> list[str | None]:
+        """What the worker wrote to each problem, greedily; None without a worker."""
+        if self.worker is None:
+            return [None] * len(problems)
+        new = {each.question for each in problems if each.question not in self.worked}
+        asked = sorted(new)
+        if asked:
+            begun = self.tokenizer.encode("<<")  # working, not a guess
+            rollout = generate(
+                self.worker,
+                [self.tokenizer.encode_prompt(question) + begun for question in asked],
+                eos_id=self.tokenizer.eos_id,
+                pad_id=self.tokenizer.pad_id,
+                max_new_tokens=LONGEST_WORKING,
+                greedy=True,
+            )
+            for question, ids in zip(asked, rollout.responses(), strict=True):
+                self.worked[question] = self.tokenizer.decode_response(begun + ids)
+        return [self.worked[problem.question] for problem in problems]
+
+
+LONGEST_WORKING = 96  # tokens that a worker may write
+
+
+class JudgedReward:
+    """A judge's opinion as a reward: the chance that an answer is better than a rival.
+
+    `rival(problems)` gives one answer to each problem, such as the base's greedy one.
+    Each problem's rival is asked for once, and remembered.
+
+    Source: Lee et al. 2023, arXiv 2309.00267, section 2.2.2, where the judge gives a
+    direct score without a rival.
+    """
+
+    def __init__(
+        self, judge: Judge, rival: Callable[[Sequence[Problem]], Sequence[str]]
+    ) -> None:
+        self.judge = judge
+        self.rival = rival
+        self.answers: dict[str, str] = {}  # {question: the rival's answer}
+
+    def __call__(
+        self, problems: Sequence[Problem], texts: Sequence[str]
+    ) -> list[float]:
+        """One number in [0, 1] for each answer."""
+        _paired("JudgedReward", problems, texts)
+        new = {
+            each.question: each
+            for each in problems
+            if each.question not in self.answers
+        }
+        if new:
+            given = self.rival(list(new.values()))
+            self.answers |= dict(zip(new, given, strict=True))
+        rivals = [self.answers[problem.question] for problem in problems]
+        return self.judge.prefers(problems, texts, rivals).tolist()
 
 
 class Counted:

@@ -967,6 +967,7 @@ ENTRIES = [
             preferences.check_lowest_where_people_are,
             preferences.check_gaps_of_any_size,
             preferences.check_weights_count,
+            preferences.check_each_pair_has_its_label,
         ],
     ),
     Entry(
@@ -974,6 +975,7 @@ ENTRIES = [
         owes=[
             preferences.check_pairs_of_rankings,
             preferences.check_a_ranking_counts_once,
+            preferences.check_a_label_is_of_its_ranking,
         ],
     ),
     Entry(reward_model.read_rankings, owes=[preferences.check_read_one_by_one]),

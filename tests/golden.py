@@ -1287,6 +1287,7 @@ def comparisons(dice):
         ("differences of 1e-9", [0.5, 0.500000001], [0.5, 0.5], 0.0, 1.0, None, None),
         ("a label that says nothing", [1.0], [-1.0], 0.0, 0.5, None, None),
         ("a pair that does not count", [1.0, 2.0], [3.0, 0.0], 0.0, 1.0, [0.0, 1.0], 1),
+        ("each its label", [0.5, 2.0], [-0.25, 0.5], 0.0, [0.875, 0.25], None, None),
     )
     return cases + hand(dice)
 
@@ -1294,11 +1295,13 @@ def comparisons(dice):
 @vectors("reward_model.pairwise_loss", comparisons, by="chosen rejected")
 def of_comparisons(chosen, rejected, margin, label, weights, count):
     """(1/N) Σ_n w_n [p log(1 + e^−d_n) + (1 − p) log(1 + e^d_n)], d = chosen − rejected
-    − margin; p = label; w: weights, null: 1; N = count, null: the number of pairs"""
+    − margin; p = label, or p_n = label_n; w: weights, null: 1; N = count, null: the
+    number of pairs"""
     losses = []
     for n, (w, v) in enumerate(along(chosen, rejected)):
         d = w - v - margin
-        lack = label * softplus(-d) + (1 - label) * softplus(d)
+        p = label[n] if isinstance(label, list) else label
+        lack = p * softplus(-d) + (1 - p) * softplus(d)
         losses.append(lack if weights is None else weights[n] * lack)
     return total(losses) / (count or len(losses))
 

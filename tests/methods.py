@@ -200,6 +200,12 @@ def rate(policy, tokenizer, problems, reward, config, **more):
     return reward_model.train(model, tokenizer, rankings, config, **more)
 
 
+def doubtful(chosen, rejected, **more):
+    """The loss of a pair of which one cannot be sure."""
+    unsure = torch.full_like(chosen, 0.9)
+    return reward_model.pairwise_loss(chosen, rejected, **more | {"label": unsure})
+
+
 def better_answers_lead(metrics: list[Metrics]) -> bool:
     return metrics[-1]["preferred"] > 0.95 and metrics[-1]["gap"] > 1
 
@@ -624,9 +630,7 @@ METHODS = {
         variants={
             "as it is": {},
             "with a margin": {"loss": partial(reward_model.pairwise_loss, margin=1.0)},
-            "with labels in doubt": {
-                "loss": partial(reward_model.pairwise_loss, label=0.9)
-            },
+            "with labels in doubt": {"loss": doubtful},
         },
         gaps={
             "model": lambda saved: RewardModel(new_gpt(9)).state_dict(),

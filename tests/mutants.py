@@ -1826,6 +1826,14 @@ def pairwise_loss_sure_of_its_labels(chosen, rejected, margin=0.0, label=1.0, **
     return label * reward_model.pairwise_loss(chosen, rejected, margin, **more)
 
 
+@imitates(reward_model.pairwise_loss, "each_pair_has_its_label")
+def pairwise_loss_with_a_common_label(chosen, rejected, margin=0.0, label=1.0, **more):
+    """Each pair gets the mean of the labels."""
+    if isinstance(label, torch.Tensor):
+        label = label.mean().item()
+    return reward_model.pairwise_loss(chosen, rejected, margin, label, **more)
+
+
 @imitates(reward_model.pairwise_loss, "weights_count")
 def pairwise_loss_of_all_alike(chosen, rejected, *rest, weights=None, **more):
     """Every pair counts 1, however many its ranking has."""
@@ -1835,15 +1843,15 @@ def pairwise_loss_of_all_alike(chosen, rejected, *rest, weights=None, **more):
 @imitates(reward_model.pairs_of, "pairs_of_rankings")
 def pairs_of_worse_and_better(rankings):
     """The worse answer comes first: people are taken at the opposite of their word."""
-    rows, weights, identical = reward_model.pairs_of(rankings)
-    return rows.flip(1), weights, identical
+    rows, *others = reward_model.pairs_of(rankings)
+    return rows.flip(1), *others
 
 
 @imitates(reward_model.pairs_of, "a_ranking_counts_once")
 def pairs_of_added_up(rankings):
     """The pairs of a ranking are added up: four answers count as six pairs."""
-    rows, weights, identical = reward_model.pairs_of(rankings)
-    return rows, torch.ones_like(weights), identical
+    rows, weights, labels, identical = reward_model.pairs_of(rankings)
+    return rows, torch.ones_like(weights), labels, identical
 
 
 @imitates(reward_model.pairs_of, "pairs_of_rankings")
@@ -1856,15 +1864,22 @@ def pairs_of_twins_too(rankings):
         rows += own
         weights += [1 / len(own)] * len(own)
         first += K
-    return torch.tensor(rows), torch.tensor(weights), 0
+    return torch.tensor(rows), torch.tensor(weights), torch.ones(len(rows)), 0
 
 
 @imitates(reward_model.pairs_of, "pairs_of_rankings")
 def pairs_of_neighbours(rankings):
     """Only neighbours are pairs: what is farther apart is never compared."""
-    rows, weights, identical = reward_model.pairs_of(rankings)
+    rows, weights, labels, identical = reward_model.pairs_of(rankings)
     near = rows[:, 1] - rows[:, 0] == 1
-    return rows[near], weights[near], identical
+    return rows[near], weights[near], labels[near], identical
+
+
+@imitates(reward_model.pairs_of, "a_label_is_of_its_ranking")
+def pairs_of_the_certain(rankings):
+    """Forgets what the judge was unsure of: every label is 1."""
+    rows, weights, labels, identical = reward_model.pairs_of(rankings)
+    return rows, weights, torch.ones_like(labels), identical
 
 
 @imitates(reward_model.rankings_of, "best_first")

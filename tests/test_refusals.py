@@ -947,7 +947,9 @@ columns = {name: x[:, None] for name, x in call.items()}
 add(reward_model.pairwise_loss, "chosen", "both (N, 1)", columns)
 ones = torch.ones(3).double()
 odd = {"below 0": -ones, "nan": nan * ones, "one row": ones[:1], "deeper": ones[None]}
-refuse(reward_model.pairwise_loss, call, weights=odd)
+refuse(
+    reward_model.pairwise_loss, call, weights=odd, label={**odd, "above 1": 2 * ones}
+)
 
 numbers = {str(x): spoiled(TRIPLES, x) for x in (nan, inf, -inf)}
 numbers |= {"row 0": TRIPLES[0], "deeper": TRIPLES[..., None]}

@@ -147,8 +147,8 @@ def test_a_margin_pushes_further_and_doubtful_labels_stop():
     sure = run(RewardModel(base()), config)[-1]["gap"]
     ahead = partial(reward_model.pairwise_loss, margin=2.0)
     wide = run(RewardModel(base()), config, loss=ahead)[-1]["gap"]
-    doubt = partial(reward_model.pairwise_loss, label=0.8)
-    near = run(RewardModel(base()), config, loss=doubt)[-1]["gap"]
+    doubt = [replace(each, label=0.8) for each in RANKINGS]
+    near = run(RewardModel(base()), config, rankings=doubt)[-1]["gap"]
     assert wide > sure + 0.5
     assert near == pytest.approx(math.log(0.8 / 0.2), abs=0.1)
 

@@ -11,7 +11,7 @@ Source: Christiano et al. 2017, arXiv 1706.03741; as it is used here Ouyang et a
 (InstructGPT), arXiv 2203.02155, equation 1. The margin: Touvron et al. 2023 (Llama 2),
 arXiv 2307.09288, equation 2, where each pair has its own, by how much better people
 said that one answer was. Labels that are chances: Lee et al. 2023 (RLAIF), arXiv
-2309.00267, where a judge states one for each pair. Ours are one number for all pairs.
+2309.00267, where a judge states one for each pair.
 
 What changes from RLOO: nothing is drawn, and no program judges. People have put K
 answers to a problem in order. The model is a copy of the policy, with a number at EOS
@@ -63,6 +63,7 @@ class Ranking:
 
     prompt: list[int]
     answers: list[list[int]]  # K of them, 2 or more, each with its EOS
+    label: float = 1.0  # the chance that each of its pairs is in the right order
 
 
 def rankings_of(
@@ -105,19 +106,21 @@ def pairwise_loss(
     chosen: Tensor,
     rejected: Tensor,
     margin: float = 0.0,
-    label: float = 1.0,
+    label: float | Tensor = 1.0,
     weights: Tensor | None = None,
     count: Count | None = None,
 ) -> Tensor:
     """The better answer's number should lead: the farther, the less is left to learn.
 
-        L = −(1/N) Σ_n w_n [p log σ(d_n) + (1 − p) log σ(−d_n)]
+        L = −(1/N) Σ_n w_n [p_n log σ(d_n) + (1 − p_n) log σ(−d_n)]
         d_n = chosen_n − rejected_n − margin
 
-    p (`label`) is the chance that the label is right. Below 1 the loss is lowest at a
-    finite d, where σ(d) = p. `weights` says what each pair counts, 1 where it is None.
+    p (`label`) is the chance that the label is right, of all pairs or of each. Below 1
+    the loss is lowest at a finite d, where σ(d) = p. `weights` says what each pair
+    counts, 1 where it is None.
 
-    Shapes: (N,) each -> (). Units: nats per pair; margin: that of the numbers.
+    Shapes: (N,) each, or one label for all -> (). Units: nats per pair; margin: that of
+    the numbers.
     Reduction: Σ over pairs / N; `count` replaces N, so that micro-batches add up.
     Gradient: through both. With p = 1, −w σ(−d)/N to chosen, its opposite to rejected.
     Raises: ValueError for shapes that disagree or are not (N,), numbers not finite, a
@@ -133,7 +136,10 @@ def pairwise_loss(
     check_live("rejected", rejected, live)
     if not 0 <= margin < float("inf"):
         raise ValueError(f"margin: got {margin}, must be finite and 0 or more")
-    if not 0 <= label <= 1:
+    if isinstance(label, Tensor):
+        check_shapes(chosen=chosen, label=label)
+        label = label.detach()
+    if not torch.as_tensor((0 <= label) & (label <= 1)).all():
         raise ValueError(f"label: got {label}, must be in [0, 1]")
     d = chosen - rejected - margin  # (N,)
     losses = -label * logsigmoid(d) - (1 - label) * logsigmoid(-d)  # (N,)
@@ -144,17 +150,20 @@ def pairwise_loss(
     return sequence_sum(losses[:, None], live[:, None], count)
 
 
-def pairs_of(rankings: Sequence[Ranking]) -> tuple[Tensor, Tensor, int]:
-    """All pairs of each ranking, the better answer first, and what each pair counts.
+def pairs_of(rankings: Sequence[Ranking]) -> tuple[Tensor, Tensor, Tensor, int]:
+    """All pairs of each ranking, the better answer first, what each pair counts, and
+    how sure its order is.
 
     Rows number the answers of all rankings, one after the other. The pairs of a ranking
-    count 1 together. A pair of answers with the same tokens is left out.
+    count 1 together, and have its label. A pair of answers with the same tokens is left
+    out.
 
-    Shapes: -> rows (N, 2) int64, weights (N,) float32, and how many were left out.
-    Raises: ValueError for a ranking of fewer than two answers.
+    Shapes: -> rows (N, 2) int64, weights and labels (N,) float32 each, and how many
+    were left out. Raises: ValueError for a ranking of fewer than two answers.
     """
     rows = []
     weights = []
+    labels = []
     identical = 0
     first = 0  # row of the ranking's best answer
     for number, ranking in enumerate(rankings):
@@ -171,10 +180,12 @@ def pairs_of(rankings: Sequence[Ranking]) -> tuple[Tensor, Tensor, int]:
         for pair in told_apart:
             rows.append(pair)
             weights.append(1 / len(told_apart))
+            labels.append(ranking.label)
         first += len(answers)
     return (
         torch.tensor(rows, dtype=torch.int64).view(-1, 2),
         torch.tensor(weights, dtype=torch.float32),
+        torch.tensor(labels, dtype=torch.float32),
         identical,
     )
 
@@ -222,8 +233,8 @@ def train(
         preferred    share of the pairs whose better answer leads
         gap          mean chosen − rejected
 
-    Raises: as `check_settings`, `pairs_of`; ValueError for no rankings, for none with
-    two answers that differ, and for a gradient that is not finite.
+    Raises: as `check_settings`, `pairs_of`, `loss`; ValueError for no rankings, for
+    none with two answers that differ, and for a gradient that is not finite.
     """
     check_settings(config)
     if not rankings:
@@ -253,7 +264,7 @@ def train(
             numbers = read_rankings(model, part, tokenizer.pad_id)  # (A,)
 
             # 3. compare
-            pairs, weights, identical = pairs_of(part)  # (n, 2), (n,)
+            pairs, weights, labels, identical = pairs_of(part)  # (n, 2), (n,), (n,)
             pairs_met += len(pairs)
             identical_met += identical
             if not len(pairs):
@@ -263,7 +274,11 @@ def train(
 
             # 4. update
             piece = loss(
-                chosen, rejected, weights=weights.to(numbers), count=len(batch)
+                chosen,
+                rejected,
+                label=labels.to(numbers),
+                weights=weights.to(numbers),
+                count=len(batch),
             )
             token_count = 0
             for ranking in part:

@@ -1,6 +1,7 @@
 """What learning from comparisons owes: DPO, reward models and RRHF."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from itertools import permutations
 
@@ -399,7 +400,7 @@ def check_best_first(rankings_of) -> None:
 
 def check_pairs_of_rankings(pairs_of) -> None:
     """All pairs of each, the better one first, but none of two that are the same."""
-    rows, _, identical = pairs_of(RANKINGS)
+    rows, _, _, identical = pairs_of(RANKINGS)
     first = [[0, 1], [0, 2], [1, 2]]
     third = [[5, 6], [5, 8], [6, 7], [6, 8], [7, 8]]
     assert rows.tolist() == first + third + [[9, 10]]
@@ -408,8 +409,24 @@ def check_pairs_of_rankings(pairs_of) -> None:
 
 def check_a_ranking_counts_once(pairs_of) -> None:
     """Whatever the number of its pairs; without any, it counts nothing."""
-    _, weights, _ = pairs_of(RANKINGS)
+    _, weights, _, _ = pairs_of(RANKINGS)
     close(weights, torch.tensor([1 / 3] * 3 + [1 / 5] * 5 + [1.0]))
+
+
+def check_a_label_is_of_its_ranking(pairs_of) -> None:
+    """Every pair of a ranking is as sure as the ranking."""
+    doubtful = [replace(RANKINGS[0], label=0.6), RANKINGS[3]]
+    _, _, labels, _ = pairs_of(doubtful)
+    close(labels, torch.tensor([0.6] * 3 + [1.0]))
+
+
+def check_each_pair_has_its_label(loss) -> None:
+    """A label of 0 is that of the pair the other way round, whatever its neighbours."""
+    chosen, rejected = float64([0.4, 2.0]), float64([-0.1, 0.5])
+    turned = loss(float64([0.4, 0.5]), float64([-0.1, 2.0]))
+    close(loss(chosen, rejected, label=float64([1.0, 0.0])), turned)
+    half = loss(chosen, rejected, label=float64([1.0, 0.5]))
+    close(half, (loss(chosen, rejected) + turned) / 2)
 
 
 def opinionated() -> RewardModel:
