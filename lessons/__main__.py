@@ -90,8 +90,9 @@ def run(lesson: str, options: argparse.Namespace) -> dict:
     command = [sys.executable, str(HERE / f"{lesson}.py"), *flags(options)]
     print(f"\n=== {lesson} ===", flush=True)
     child = subprocess.Popen(command)
-    while (code := wait(child)) is None:
-        pass  # Ctrl-C reached the lesson too: it saves, says where, and ends
+    code = None
+    while code is None:  # Ctrl-C reached the lesson too: it saves, says where, and ends
+        code = wait(child)
     if code:
         sys.exit(code)
     runs = [course.last_run(lesson, options.seed, local) for local in (True, False)]

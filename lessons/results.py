@@ -165,8 +165,8 @@ def _cell(found: object, decimals: int) -> str:
     if isinstance(found, list) and isinstance(found[0], list):
         found = found[1]
     if isinstance(found, list):
-        value, low, high = (f"{number:.{decimals}f}" for number in found)
-        return f"{value} [{low}, {high}]"
+        texts = [f"{number:.{decimals}f}" for number in found]
+        return f"{texts[0]} [{texts[1]}, {texts[2]}]"
     return f"{found:,.{decimals}f}"
 
 
@@ -197,12 +197,14 @@ def _gap(runs: Mapping[str, dict]) -> str:
 def _verdict(runs: Mapping[str, dict], others: Mapping[str, dict]) -> str:
     """Of the seeds that both have; a dash where a record has no number per problem."""
     seeds = [seed for seed in runs if seed in others]
-    both = [(runs[seed], others[seed]) for seed in seeds]
-    key = "right_of_samples"
-    if not both or any(key not in run for pair in both for run in pair):
-        return DASH
-    shares = [[np.array(run[key]) / 8 for run in pair] for pair in both]
-    return str(verdict([ours - theirs for ours, theirs in shares]))
+    differences = []
+    for seed in seeds:
+        ours = runs[seed].get("right_of_samples")
+        theirs = others[seed].get("right_of_samples")
+        if ours is None or theirs is None:
+            return DASH
+        differences.append(np.array(ours) / 8 - np.array(theirs) / 8)
+    return str(verdict(differences)) if differences else DASH
 
 
 def _tuning(records: Mapping[str, Mapping[str, dict]]) -> list[str]:

@@ -296,7 +296,9 @@ def check_reference(
 
 def _inside(value: float, interval: str) -> bool:
     """Whether the value lies in an interval such as "(0, 1]". nan lies in none."""
-    low, high = (float(end) for end in interval[1:-1].split(","))
+    ends = interval[1:-1].split(",")
+    low = float(ends[0])
+    high = float(ends[1])
     above = value >= low if interval[0] == "[" else value > low
     below = value <= high if interval[-1] == "]" else value < high
     return above and below

@@ -127,7 +127,7 @@ def workings(seed: int, split: str, index: int) -> tuple[Problem, list[str]]:
         raise ValueError(f"split: {split!r} is of the second skill, which has no steps")
     texts = []
     for steps in draft.orders:
-        results = [calculate(*step) for step in steps]
+        results = [calculate(a, op, b) for a, op, b in steps]
         texts.append(_write_steps(steps, results))
     return problem, list(dict.fromkeys(texts))
 
@@ -275,11 +275,12 @@ def spoiled(answer: str, rng: Random, mistake: str | None = None) -> str:
             lines = answer.rpartition("####")[0]
             return f"{lines}#### {handed_in}"
         if kind == "left out":
-            found = steps[:-1], results[:-1]
+            new_steps = steps[:-1]
+            new_results = results[:-1]
         else:
-            found = _mistaken(steps, results, kind, rng)
-        if found is not None and found[1][-1] != right:
-            return _write_steps(*found)
+            new_steps, new_results = _mistaken(steps, results, kind, rng)
+        if new_results[-1] not in (right, None):
+            return _write_steps(new_steps, new_results)
     raise ValueError(f"mistake: {mistake!r} makes no other result of {answer!r}")
 
 
@@ -292,8 +293,9 @@ def _allowed(steps: Sequence[Step]) -> list[str]:
 
 def _mistaken(
     steps: Sequence[Step], results: Sequence[int], kind: str, rng: Random
-) -> tuple[list[Step], list[int]] | None:
-    """One step wrong, and the later ones from there; None where they cannot go on."""
+) -> tuple[list[Step], list[int | None]]:
+    """One step wrong, and the later ones from there. Where a result would be no whole
+    number or below 0 they cannot go on, and the last result is None."""
     place = rng.randrange(len(steps))
     a, op, b = steps[place]
     if kind == "operation":
@@ -308,12 +310,13 @@ def _mistaken(
     became = {results[place]: result}
     for (a, op, b), was in zip(steps[place + 1 :], results[place + 1 :], strict=True):
         if new_results[-1] is None:
-            return None
-        step = became.get(a, a), op, became.get(b, b)
-        new_steps.append(step)
-        new_results.append(_calculated(*step))
+            break
+        a = became.get(a, a)
+        b = became.get(b, b)
+        new_steps.append((a, op, b))
+        new_results.append(_calculated(a, op, b))
         became[was] = new_results[-1]
-    return None if new_results[-1] is None else (new_steps, new_results)
+    return new_steps, new_results
 
 
 def _calculated(a: int, op: str, b: int) -> int | None:

@@ -370,10 +370,12 @@ class Judge:
             )
         workings = self.work(problems)
         one, two = verdict_ids(self.tokenizer)
-        examples = []
-        for each in zip(problems, first, second, workings, strict=True):
-            problem, *texts = each
-            prompt = verdict_prompt(self.tokenizer, problem.question, *texts)
+        examples = []  # which verdict stands there makes no difference
+        rows = zip(problems, first, second, workings, strict=True)
+        for problem, ours, theirs, working in rows:
+            prompt = verdict_prompt(
+                self.tokenizer, problem.question, ours, theirs, working
+            )
             examples.append((prompt, [one]))
         most = max(len(prompt) + 1 for prompt, _ in examples)
         if most > self.model.config.context:
