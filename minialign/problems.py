@@ -249,15 +249,15 @@ def spoiled(answer: str, rng: Random, mistake: str | None = None) -> str:
         left out     the last step is missing
         result       only the number after #### is another
 
-    Later steps go on with what the mistake has led to. A terse answer allows only the
-    last. `mistake` is drawn where it is None.
+    Later steps go on with what the mistake has led to. They are known by the result
+    that they use: a number of the story that happens to equal it changes with it. A
+    terse answer allows only the last mistake. `mistake` is drawn where it is None.
 
-    Raises: ValueError for an answer without a whole number after ####, for a mistake
-    that is not in MISTAKES, and for one that cannot be made in this answer.
+    Raises: ValueError for an answer that is neither a working as `workings` writes it,
+    nor one line with its result; for a mistake that is not in MISTAKES, and for one
+    that cannot be made in this answer.
     """
     right = extract_answer(answer)
-    if right is None or right.denominator != 1:
-        raise ValueError(f"answer: no whole number after ####: {answer[-40:]!r}")
     if mistake is not None and mistake not in MISTAKES:
         raise ValueError(f"mistake: got {mistake!r}, known are {', '.join(MISTAKES)}")
     steps = []
@@ -265,6 +265,7 @@ def spoiled(answer: str, rng: Random, mistake: str | None = None) -> str:
     for a, op, b, result in re.findall(r"<<(\d+)([-+*/])(\d+)=(\d+)>>", answer):
         steps.append((int(a), op, int(b)))
         results.append(int(result))
+    _check_working(answer, steps, results)
     allowed = _allowed(steps)
     if mistake is not None and mistake not in allowed:
         raise ValueError(f"mistake: {mistake!r} needs more steps than {len(steps)}")
@@ -284,6 +285,20 @@ def spoiled(answer: str, rng: Random, mistake: str | None = None) -> str:
     raise ValueError(f"mistake: {mistake!r} makes no other result of {answer!r}")
 
 
+def _check_working(answer: str, steps: Sequence[Step], results: Sequence[int]) -> None:
+    """Refuse what is neither right calculations and their result, nor a result."""
+    if not steps:
+        fine = re.fullmatch(r"#### [0-9]+", answer) is not None
+    else:
+        true = [_calculated(a, op, b) for a, op, b in steps]
+        fine = true == list(results) and answer == _write_steps(steps, results)
+    if not fine:
+        raise ValueError(
+            f"answer: must be right calculations, one a line, and #### with the last "
+            f"result, or that line alone; got {answer[:60]!r}"
+        )
+
+
 def _allowed(steps: Sequence[Step]) -> list[str]:
     """The mistakes that can be made in so many steps."""
     if not steps:
@@ -292,11 +307,14 @@ def _allowed(steps: Sequence[Step]) -> list[str]:
 
 
 def _mistaken(
-    steps: Sequence[Step], results: Sequence[int], kind: str, rng: Random
+    steps: Sequence[Step], results: list[int], kind: str, rng: Random
 ) -> tuple[list[Step], list[int | None]]:
     """One step wrong, and the later ones from there. Where a result would be no whole
-    number or below 0 they cannot go on, and the last result is None."""
+    number or below 0 they cannot go on, and the last result is None; so too where
+    another step has the same result, and nothing tells which of the two is used."""
     place = rng.randrange(len(steps))
+    if results[:-1].count(results[place]) > 1:  # of those that can be used
+        return list(steps), [None]
     a, op, b = steps[place]
     if kind == "operation":
         op = rng.choice([other for other in "+-*" if other != op])
@@ -328,7 +346,8 @@ def _calculated(a: int, op: str, b: int) -> int | None:
 
 
 def _near(number: int, rng: Random) -> int:
-    """Another whole number, 0 or more: a little off, or by up to a half of it."""
+    """Another whole number, 0 or more: a little off, or by up to a half of it. The
+    number is 0 or more itself."""
     while True:
         far = rng.randint(1, max(2, number // 2))
         off = rng.choice((1, 2, 3, 10, far)) * rng.choice((1, -1))

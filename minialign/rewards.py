@@ -279,26 +279,49 @@ class LearnedReward:
 # --- a judge ------------------------------------------------------------------------
 
 
+LONGEST_WORKING = 96  # tokens that a judge's worker may write
+CHUNK = 512  # problems that it works at a time: bounds memory
+
+
 def verdict_prompt(
     tokenizer: Tokenizer,
     question: str,
     first: str,
     second: str,
     working: str | None = None,
+    context: int | None = None,
 ) -> list[int]:
     """What a judge reads before its verdict, the token "1" or "2".
 
         question, first answer, "1", second answer, "2", its own working if it has one
 
-    Each answer is followed by its number. Shapes: -> token ids.
+    Each answer is followed by its number. Where they do not fit into `context` tokens,
+    each answer has half of the room that question and working leave, and is read as far
+    as that goes.
+
+    Shapes: -> token ids. Raises: ValueError where there is no room for answers.
     """
     one, two = verdict_ids(tokenizer)
-    ids = tokenizer.encode_prompt(question)
-    ids += [*tokenizer.encode_response(first), one]
-    ids += [*tokenizer.encode_response(second), two]
-    if working is not None:
-        ids += tokenizer.encode_response(working)
-    return ids
+    asked = tokenizer.encode_prompt(question)
+    ours = tokenizer.encode_response(first)
+    theirs = tokenizer.encode_response(second)
+    worked = [] if working is None else tokenizer.encode_response(working)
+    if context is not None:
+        room = context - len(asked) - len(worked) - 2  # for both answers
+        if room < 2:
+            raise ValueError(
+                f"verdict_prompt: {len(asked)} tokens of question and {len(worked)} of "
+                f"working leave no room for answers in a context of {context}"
+            )
+        if len(ours) + len(theirs) > room:
+            ours = _shortened(ours, room // 2)
+            theirs = _shortened(theirs, room // 2)
+    return [*asked, *ours, one, *theirs, two, *worked]
+
+
+def _shortened(ids: list[int], most: int) -> list[int]:
+    """At most so many of an answer's tokens, its end among them."""
+    return ids if len(ids) <= most else [*ids[: most - 1], ids[-1]]
 
 
 def verdict_ids(tokenizer: Tokenizer) -> tuple[int, int]:
@@ -316,8 +339,8 @@ class Judge:
         P(first) = softmax over the logits of "1" and "2" alone
 
     A judge with a `worker` is shown what that model finds when it works the problem
-    itself. The worker sees no answers, so that they cannot talk it into anything, and
-    works each problem once.
+    itself, in 96 tokens at most. The worker sees no answers, so that they cannot talk
+    it into anything, and works each problem once.
 
     Which answer stands first should make no difference, and to language models it does:
     `prefers` asks in both orders, and averages.
@@ -360,8 +383,8 @@ class Judge:
         """The chance of the verdict "1", in this order alone.
 
         Shapes: N of each -> (N,) float64. Units: [0, 1].
-        Raises: ValueError for unequal counts, none at all, and for more tokens than the
-        model's context holds.
+        Raises: ValueError for unequal counts, none at all, and as `verdict_prompt`; as
+        `generate`, of the worker.
         """
         if not problems or not len(problems) == len(first) == len(second):
             raise ValueError(
@@ -374,15 +397,14 @@ class Judge:
         rows = zip(problems, first, second, workings, strict=True)
         for problem, ours, theirs, working in rows:
             prompt = verdict_prompt(
-                self.tokenizer, problem.question, ours, theirs, working
+                self.tokenizer,
+                problem.question,
+                ours,
+                theirs,
+                working,
+                self.model.config.context,
             )
             examples.append((prompt, [one]))
-        most = max(len(prompt) + 1 for prompt, _ in examples)
-        if most > self.model.config.context:
-            raise ValueError(
-                f"Judge: {most} tokens of question, answers and working; the model's "
-                f"context is {self.model.config.context}"
-            )
         device = self.model.embed_tokens.weight.device
         chances = []
         for start in range(0, len(examples), self.micro_batch):
@@ -409,20 +431,19 @@ class Judge:
                 pad_id=self.tokenizer.pad_id,
                 max_new_tokens=LONGEST_WORKING,
                 greedy=True,
+                chunk=CHUNK,
             )
             for question, ids in zip(asked, rollout.responses(), strict=True):
                 self.worked[question] = self.tokenizer.decode_response(begun + ids)
         return [self.worked[problem.question] for problem in problems]
 
 
-LONGEST_WORKING = 96  # tokens that a worker may write
-
-
 class JudgedReward:
     """A judge's opinion as a reward: the chance that an answer is better than a rival.
 
     `rival(problems)` gives one answer to each problem, such as the base's greedy one.
-    Each problem's rival is asked for once, and remembered.
+    Each problem's rival is asked for once, and remembered. A text that is too long for
+    the judge is read as far as there is room.
 
     Source: Lee et al. 2023, arXiv 2309.00267, section 2.2.2, where the judge gives a
     direct score without a rival.
@@ -438,7 +459,11 @@ class JudgedReward:
     def __call__(
         self, problems: Sequence[Problem], texts: Sequence[str]
     ) -> list[float]:
-        """One number in [0, 1] for each answer."""
+        """One number in [0, 1] for each answer.
+
+        Raises: ValueError for unequal counts, and for another number of rivals than of
+        problems; as `Judge.says_first`.
+        """
         _paired("JudgedReward", problems, texts)
         new = {
             each.question: each
@@ -447,6 +472,8 @@ class JudgedReward:
         }
         if new:
             given = self.rival(list(new.values()))
+            if len(given) != len(new):
+                raise ValueError(f"rival: {len(given)} answers to {len(new)} problems")
             self.answers |= dict(zip(new, given, strict=True))
         rivals = [self.answers[problem.question] for problem in problems]
         return self.judge.prefers(problems, texts, rivals).tolist()

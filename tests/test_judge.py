@@ -143,15 +143,33 @@ def test_a_policy_is_paid_how_surely_it_beats_its_rival():
     assert same == pytest.approx([0.5])  # beside itself
 
 
+def test_answers_that_do_not_fit_are_read_as_far_as_there_is_room():
+    """A context of 24 has room for 19 tokens of answers, their ends included."""
+    judge = Judge(opinionated(0, context=24), TOKENIZER)
+    fits = ["y" * 8], ["n" * 9]
+    whole = by_hand(judge.model, spell("a", "y" * 8, "n" * 9, None))
+    assert judge.says_first(PROBLEMS[:1], *fits).tolist() == pytest.approx([whole])
+    longer = ["y" * 8], ["n" * 10]
+    read = by_hand(judge.model, spell("a", "y" * 8, "n" * 8, None))
+    assert judge.says_first(PROBLEMS[:1], *longer).tolist() == pytest.approx([read])
+    asked = len(TOKENIZER.encode_prompt("a"))
+    ids = verdict_prompt(TOKENIZER, "a", "y" * 50, "no", "w", context=24)
+    room = (24 - asked - 2 - 2) // 2
+    assert ids == spell("a", "y" * (room - 1), "no", "w")
+
+
 def test_a_judge_refuses_what_it_cannot_read():
     judge = Judge(opinionated(0, context=24), TOKENIZER)
     with pytest.raises(ValueError, match="2 problems, 1 first and 2 second"):
         judge.says_first(PROBLEMS[:2], ["y"], ["n", "n"])
     with pytest.raises(ValueError, match="0 problems"):
         judge.prefers([], [], [])
-    with pytest.raises(ValueError, match="29 tokens.*context is 24"):
-        judge.prefers(PROBLEMS[:1], ["y" * 10], ["n" * 11])
+    cramped = Judge(opinionated(0, context=6), TOKENIZER)
+    with pytest.raises(ValueError, match="3 tokens of question.*context of 6"):
+        cramped.prefers(PROBLEMS[:1], ["y"], ["n"])
     with pytest.raises(ValueError, match="micro_batch: got 0"):
         Judge(opinionated(0), TOKENIZER, micro_batch=0)
     with pytest.raises(ValueError, match="2 problems but 1 texts"):
         JudgedReward(judge, lambda problems: ["n"])(PROBLEMS[:2], ["y"])
+    with pytest.raises(ValueError, match="rival: 1 answers to 2 problems"):
+        JudgedReward(judge, lambda problems: ["n"])(PROBLEMS[:2], ["y", "y"])

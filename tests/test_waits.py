@@ -31,7 +31,7 @@ WAITS = {
     "trpo": 9,
     "grpo": 14,
     "ppo": 14,
-    "reward_model": 16,  # two for the labels of its pairs
+    "reward_model": 17,  # three for the labels of its pairs
     "dpo": 11,
     "rrhf": 13,
 }

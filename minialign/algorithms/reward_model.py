@@ -119,8 +119,8 @@ def pairwise_loss(
     the loss is lowest at a finite d, where σ(d) = p. `weights` says what each pair
     counts, 1 where it is None.
 
-    Shapes: (N,) each, or one label for all -> (). Units: nats per pair; margin: that of
-    the numbers.
+    Shapes: (N,) each, or one number as label -> ().
+    Units: nats per pair; margin: that of the numbers.
     Reduction: Σ over pairs / N; `count` replaces N, so that micro-batches add up.
     Gradient: through both. With p = 1, −w σ(−d)/N to chosen, its opposite to rejected.
     Raises: ValueError for shapes that disagree or are not (N,), numbers not finite, a
@@ -137,9 +137,10 @@ def pairwise_loss(
     if not 0 <= margin < float("inf"):
         raise ValueError(f"margin: got {margin}, must be finite and 0 or more")
     if isinstance(label, Tensor):
-        check_shapes(chosen=chosen, label=label)
+        check_weights("label", label, live)
+        check_weights("1 - label", 1 - label, live)
         label = label.detach()
-    if not torch.as_tensor((0 <= label) & (label <= 1)).all():
+    elif not 0 <= label <= 1:
         raise ValueError(f"label: got {label}, must be in [0, 1]")
     d = chosen - rejected - margin  # (N,)
     losses = -label * logsigmoid(d) - (1 - label) * logsigmoid(-d)  # (N,)
@@ -221,7 +222,9 @@ def train(
 
     Steps take the rankings in random order, anew when they are used up. `generator`
     seeds that order. A `state` dict is complete at every yield and continues a run when
-    it is handed in again.
+    it is handed in again. `loss` is called with chosen and rejected and, by name, with
+    label, weights and count: the labels are those of the rankings, and take the place
+    of one that was bound before.
 
     Metrics: those of `Learner.report`, and, of the step's rankings before it,
 
@@ -230,8 +233,8 @@ def train(
         pairs        that can be told apart
         identical    pairs left out, for their two answers have the same tokens
         loss         nats
-        preferred    share of the pairs whose better answer leads
-        gap          mean chosen − rejected
+        preferred    share of the pairs whose first answer in the ranking leads
+        gap          mean of the first one's number less the other's
 
     Raises: as `check_settings`, `pairs_of`, `loss`; ValueError for no rankings, for
     none with two answers that differ, and for a gradient that is not finite.
