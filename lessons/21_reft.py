@@ -701,7 +701,7 @@ run["gains"] = {}
 print("right in samples, more than SFT of 4 epochs, by      choice          practice")
 for name in (*COMPARED, *EVERY):
     start = over("SFT, 4 epochs")
-    if name == "SFT, 4 epochs" or len(over(name)) < len(start):
+    if name == "SFT, 4 epochs" or not start or len(over(name)) < len(start):
         continue
     sums = []
     for first, last in zip(start, over(name), strict=True):

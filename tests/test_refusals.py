@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache, partial
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import numpy as np
@@ -639,9 +640,13 @@ refuse(sampling.rescore, rescoring, parts={"a row missing": [torch.tensor([1])]}
 
 refuse(families.calculate, {"a": 2, "op": "-", "b": 2}, names="step", b={"below 0": 3})
 refuse(families.calculate, {"a": 2, "op": "/", "b": 2}, names="step", a={"half": 3})
-for function in (problems.make_problem, problems.demonstration):
+for function in (problems.make_problem, problems.demonstration, problems.workings):
     call = {"seed": 0, "split": "train", "index": 0}
     refuse(function, call, split=("nowhere",), index=(-1,))
+refuse(problems.workings, call, names="split", split=("second_skill",))
+call = {"answer": "#### 2", "rng": Random(0), "mistake": "result"}
+odd = {"no result": "2", "below 0": "#### -2", "a wrong sum": "<<1+1=3>>\n#### 3"}
+refuse(problems.spoiled, call, answer=odd, mistake=("luck", "slip"))
 refuse(problems.load_split, {}, names="split", name=("train", "nowhere"))
 refuse(problems.load_split, {"name": "test"}, count=(-1, 10_000))
 
@@ -698,6 +703,40 @@ short = {"one": PROBLEMS[:1]}
 refuse(rewards.LearnedReward.scores, heard, problems=short, texts=(["y"],))
 silent = {"self": heard()["self"], "problems": [], "texts": []}
 add(rewards.LearnedReward.scores, "examples", "nobody", silent)
+
+
+READ = {"tokenizer": TOKENIZER, "question": "a", "first": "y", "second": "n"}
+refuse(rewards.verdict_prompt, READ, names="verdict_prompt", context=(5,))
+COMPARED = {"problems": PROBLEMS[:2], "first": ["y", "no"], "second": ["no", "y"]}
+
+
+def new_judge() -> rewards.Judge:
+    return rewards.Judge(fresh(), TOKENIZER)
+
+
+def deciding() -> dict:
+    return {"self": new_judge()} | COMPARED
+
+
+def preferring() -> dict:
+    answers = {"ours": COMPARED["first"], "theirs": COMPARED["second"]}
+    return {"self": new_judge(), "problems": PROBLEMS[:2]} | answers
+
+
+def paying() -> dict:
+    reward = rewards.JudgedReward(new_judge(), lambda asked: ["n"] * len(asked))
+    return {"self": reward} | SAID
+
+
+def with_one_rival() -> dict:
+    return {"self": rewards.JudgedReward(new_judge(), lambda asked: ["n"])} | SAID
+
+
+few = {"one": PROBLEMS[:1], "none": []}
+refuse(rewards.Judge.says_first, deciding, names="Judge", problems=few, first=(["y"],))
+refuse(rewards.Judge.prefers, preferring, names="Judge", problems=few, ours=(["y"],))
+refuse(rewards.JudgedReward.__call__, paying, problems=short, texts=(["y"],))
+add(rewards.JudgedReward.__call__, "rival", "one for two problems", with_one_rival)
 
 
 def giving(answers: Mapping[str, object]) -> dict[str, rewards.Reward]:
@@ -947,9 +986,9 @@ columns = {name: x[:, None] for name, x in call.items()}
 add(reward_model.pairwise_loss, "chosen", "both (N, 1)", columns)
 ones = torch.ones(3).double()
 odd = {"below 0": -ones, "nan": nan * ones, "one row": ones[:1], "deeper": ones[None]}
-refuse(
-    reward_model.pairwise_loss, call, weights=odd, label={**odd, "above 1": 2 * ones}
-)
+refuse(reward_model.pairwise_loss, call, weights=odd)
+labels = {f"each {case}": x for case, x in odd.items()}
+refuse(reward_model.pairwise_loss, call, label=labels | {"each above 1": 2 * ones})
 
 numbers = {str(x): spoiled(TRIPLES, x) for x in (nan, inf, -inf)}
 numbers |= {"row 0": TRIPLES[0], "deeper": TRIPLES[..., None]}
