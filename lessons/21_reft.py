@@ -98,6 +98,14 @@ QUESTIONS = settings.pick(8, 300, 300)
 # ReFT, neither of them ever makes a wrong answer less likely by what it learns from it.
 
 # %% [markdown] tags=["folded"]
+# **One loss, three weights.** All three ways change the policy along Σ w(y) ∇ log π(y)
+# over answers y to the questions. In imitation y is the teacher's, and w = 1. In
+# self-training y is the policy's own, and w is 1 if it is right and 0 if not. In ReFT y
+# is the policy's own, and w is what it earned beyond what the critic expected: below 0
+# for most wrong answers.
+#
+# **In the cheatsheet.** The card of this method, for the [table of all](cheatsheet.md):
+#
 #     Card: ReFT (2401.08967)
 #         data: own answers to the questions that were imitated
 #         policy: near
@@ -105,12 +113,6 @@ QUESTIONS = settings.pick(8, 300, 300)
 #         credit: token
 #         reference: k1 in each token's reward, to the policy after imitation
 #         loss: PPO's with r = 1 right, 0.1 wrong number, 0 none
-#
-# **One loss, three weights.** All three ways change the policy along Σ w(y) ∇ log π(y)
-# over answers y to the questions. In imitation y is the teacher's, and w = 1. In
-# self-training y is the policy's own, and w is 1 if it is right and 0 if not. In ReFT y
-# is the policy's own, and w is what it earned beyond what the critic expected: below 0
-# for most wrong answers.
 
 # %% [markdown]
 # ## By hand
