@@ -110,7 +110,7 @@ texts = list(course.HAND_ANSWERS.values())
 likings = torch.tensor([careful([course.HAND_PROBLEM] * 4, texts)])  # (1, 4)
 order = likings[0].argsort(descending=True, stable=True).tolist()
 answers = [tokenizer.encode_response(texts[i]) for i in order]
-pairs, weights, *_ = reward_model.pairs_of([Ranking([1], answers)])  # (6, 2), (6,)
+pairs, weights, _, _ = reward_model.pairs_of([Ranking([1], answers)])  # (6, 2), (6,)
 numbers = torch.zeros(4, requires_grad=True)
 reward_model.pairwise_loss(
     numbers[pairs[:, 0]], numbers[pairs[:, 1]], weights=weights, count=1
@@ -515,7 +515,10 @@ for name, trial in settings_tried.items():
 # %%
 def ratings(rankings: list[Ranking], styles: list[list[str]]) -> dict[str, float]:
     """Elo of styles, by maximum likelihood, their mean being 0."""
-    names = sorted({style for row in styles for style in row})
+    met = set()
+    for row in styles:
+        met.update(row)
+    names = sorted(met)
     wins = torch.zeros(len(names), len(names), dtype=torch.float64)
     for row in styles:  # the best first
         for better in range(len(row)):
