@@ -18,10 +18,9 @@
 #
 # **Turn first:** `then_lr` in `REINFORCED`, the learning rate of reinforcement.
 #
-# **Time:** `quick` takes a minute and a half on two CPU cores, `full` eight on one. The
-# runs that are compared are read from the record. `python lessons/21_reft.py --preset
-# full --grid` makes them anew, in three hours, and goes on where it was stopped. 1 GB
-# of memory.
+# **Time:** `quick` takes a minute on one CPU core, `full` six. The runs that are
+# compared are read from the record. `python lessons/21_reft.py --preset full --grid`
+# makes them anew, in three hours, and goes on where it was stopped. 1 GB of memory.
 
 # %% tags=["setup"]
 import sys
