@@ -998,8 +998,8 @@ plotting.save_figure(figure, settings.folder / f"{settings.lesson}_judges.png")
 # **Figure 2.** Where policies end after 4,096 answers. Left: pupils of five judges,
 # paid by direct opinions, by how often their judges name the right one of two answers.
 # Right: all sources of reward, by how much more they pay for a worked answer than for a
-# terse one to the same problem. Dashed: the base. Yellow: one seed; else means of
-# three.
+# terse one to the same problem. Dashed: the base. The strong judge's pupil and all that
+# is drawn dark are means of three seeds, the others one seed.
 #
 # A judge that errs by lot would only be a noisy teacher. One that errs by kind has a
 # taste, and a pupil can learn to please it. What do they write in the end, and what do
