@@ -355,7 +355,6 @@ def judge_with(model: GPT, schooling: Schooling) -> Judge:
     return Judge(model, tokenizer, base if schooling.works else None)
 
 
-# %% tags=["setup"]
 @cache
 def to_be_judged() -> tuple[Answers, tuple[tuple[int, int, int], ...]]:
     """The base's answers to validation problems, 4 each; of each problem with both, a
