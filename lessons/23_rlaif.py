@@ -20,6 +20,7 @@
 # judges and the runs that are compared are read from the record. `python
 # lessons/23_rlaif.py --preset full --grid` makes them anew, in some four hours, and
 # goes on where it was stopped. 2 GB of memory.
+
 # %% tags=["setup"]
 import sys
 from pathlib import Path
@@ -1127,11 +1128,12 @@ for name in SOURCES:
 #
 # **Does the pupil learn to please?** We looked for its worker's mistakes in what the
 # pupil gets wrong. Of its wrong answers 0.066 have the working's result; but of those
-# of the program's policy, whom no judge has paid, it is 0.082. Policies that work make
-# the mistakes that working makes, and the judge adds none. What pleases without being
-# right is found where a judge is sure of nothing but forms: the opinion of the judge
-# without working rises by 0.38 deviations over its pupil's training, while no more
-# answers are right. Careless ones have gone, which were few.
+# of the program's policy, whom no judge has paid, it is 0.082, and it is most, 0.126,
+# where the reward models of the judge have paid, whose policies work the most. Policies
+# that work make the mistakes that working makes, and the judge adds none. What pleases
+# without being right is found where a judge is sure of nothing but forms: the opinion
+# of the judge without working rises by 0.38 deviations over its pupil's training, while
+# no more answers are right. Careless ones have gone, which were few.
 #
 # **What the paper says, here.**
 #
