@@ -379,8 +379,8 @@ def examine(judge: Judge) -> dict:
     asked = [held.problems[place] for place, _, _ in pairs]
     right = [held.texts[place][i] for place, i, _ in pairs]
     wrong = [held.texts[place][j] for place, _, j in pairs]
-    at_first = judge.says_first(asked, right, wrong)  # (N,)
-    at_second = 1 - judge.says_first(asked, wrong, right)  # (N,)
+    at_first = judge.says_first(asked, right, wrong).cpu()  # (N,)
+    at_second = 1 - judge.says_first(asked, wrong, right).cpu()  # (N,)
     both = (at_first + at_second) / 2  # (N,)
     kinds = {}
     for (place, i, j), sure in zip(pairs, both.tolist(), strict=True):
