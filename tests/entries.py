@@ -916,6 +916,16 @@ ENTRIES = [
             preferences.check_lowest_point,
         ],
     ),
+    Entry(
+        dpo.robust,
+        drawn=preferences.MARGINS,
+        fixed_call={"h": common.float64([1.0, -0.5])},
+        options=[{"beta": 0.5, "flipped": 0.2}, {"beta": 0.7, "flipped": 0.4}],
+        defaults={"flipped": 0.1},
+        refuses={"flipped": (-0.1, 0.5, 1.0, nan)},
+        without=[common.check_types_refused],  # its caller has looked
+        owes=[preferences.check_flips_cancel, preferences.check_never_content],
+    ),
     Entry(dpo.ipo, owes=[preferences.check_finite_goal]),
     Entry(
         dpo.dpo_loss,
@@ -927,6 +937,7 @@ ENTRIES = [
             {"beta": 0.4},
             {"beta": 0.7, "per_pair": dpo.conservative},
             {"beta": 0.7, "per_pair": SMOOTHER},
+            {"beta": 0.7, "per_pair": dpo.robust},
             {"beta": 0.7, "per_pair": dpo.ipo},
         ],
         defaults={"per_pair": dpo.logistic},
@@ -946,6 +957,7 @@ ENTRIES = [
         owes=[preferences.check_pairs_are_told_apart, preferences.check_pairs_by_lot],
     ),
     Entry(dpo.pair_logprobs, owes=[preferences.check_sums_over_answers]),
+    Entry(dpo.mean_pair_logprobs, owes=[preferences.check_means_over_answers]),
     # reward_model
     Entry(
         reward_model.pairwise_loss,

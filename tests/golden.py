@@ -1168,6 +1168,18 @@ def conservative(h, beta, smoothing):
     return [(1 - smoothing) * a + smoothing * b for a, b in both]
 
 
+@vectors(
+    "dpo.robust",
+    gaps({"beta": 0.1, "flipped": 0.1}, {"beta": 1.0, "flipped": 0.2}),
+    by="h",
+)
+def robust(h, beta, flipped):
+    """[−(1 − flipped) log σ(β h) + flipped log σ(−β h)] / (1 − 2 flipped) of each h"""
+    straight, swapped = logistic(h, beta), logistic([-x for x in h], beta)
+    both = along(straight, swapped)
+    return [((1 - flipped) * a - flipped * b) / (1 - 2 * flipped) for a, b in both]
+
+
 @vectors("dpo.ipo", gaps({"beta": 0.1}, {"beta": 0.5}), by="h")
 def ipo(h, beta):
     """(h − 1/(2 β))² of each h"""

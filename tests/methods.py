@@ -593,7 +593,12 @@ METHODS = {
         variants={
             "dpo": {"loss": dpo.dpo_loss},
             "cdpo": {"loss": partial(dpo.dpo_loss, per_pair=dpo.conservative)},
+            "robust": {"loss": partial(dpo.dpo_loss, per_pair=dpo.robust)},
             "ipo": {"loss": partial(dpo.dpo_loss, per_pair=dpo.ipo)},
+            "ipo on means": {
+                "loss": partial(dpo.dpo_loss, per_pair=dpo.ipo),
+                "measure": dpo.mean_pair_logprobs,
+            },
         },
         changed={"pairs_per_problem": 1, "truncated_reward": 2.0},
         dealt={"batch": 3, "updates": 5, "pairs_per_problem": 1},

@@ -1722,6 +1722,39 @@ def conservative_with_the_other_sign(h, beta, smoothing=0.1):
     return 2 * dpo.logistic(h, beta) - dpo.conservative(h, beta, smoothing)
 
 
+@imitates(dpo.robust, "flips_cancel never_content")
+def robust_as_conservative(h, beta, flipped=0.1):
+    """A plus where the minus belongs, as once in oxRL, whose tests pinned it."""
+    return dpo.conservative(h, beta, flipped) / (1 - 2 * flipped)
+
+
+@imitates(dpo.robust, "flips_cancel never_content")
+def robust_without_its_scale(h, beta, flipped=0.1):
+    """Not divided by 1 - 2e: no estimate of DPO's loss any more."""
+    return dpo.robust(h, beta, flipped) * (1 - 2 * flipped)
+
+
+@imitates(dpo.robust, "flips_cancel never_content")
+def robust_from_below(h, beta, flipped=0.1):
+    """Clamped at 0, since a loss below 0 looks like a bug."""
+    return dpo.robust(h, beta, flipped).clamp(min=0)
+
+
+@imitates(dpo.mean_pair_logprobs, "means_over_answers")
+def mean_pair_logprobs_without_the_end(model, pairs, pad_id, temperature):
+    """The answer's end is in the sum and not in the count."""
+    sums = dpo.pair_logprobs(model, pairs, pad_id, temperature)
+    tokens = [[max(len(w) - 1, 1), max(len(v) - 1, 1)] for _, w, v in pairs]
+    return sums / torch.tensor(tokens)
+
+
+@imitates(dpo.mean_pair_logprobs, "means_over_answers")
+def mean_pair_logprobs_by_the_longer(model, pairs, pad_id, temperature):
+    """Divided by the padded width, as once in RRHF's code: one number for all."""
+    sums = dpo.pair_logprobs(model, pairs, pad_id, temperature)
+    return sums / max(len(x) for _, *both in pairs for x in both)
+
+
 @imitates(dpo.ipo, "finite_goal")
 def ipo_twice_as_far(h, beta):
     """The goal is 1 / beta."""

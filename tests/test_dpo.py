@@ -130,7 +130,8 @@ def test_two_rounds_by_hand(monkeypatch, temperature):
     drawn = training.spied(monkeypatch, sampling, "generate")  # of each chunk
     scored = training.spied(monkeypatch, dpo, "pair_logprobs")
     policy, start, state = base(), base(), {}
-    steps = run(policy, config, reference=new_gpt(3), state=state)
+    more = {"measure": dpo.pair_logprobs, "reference": new_gpt(3), "state": state}
+    steps = run(policy, config, **more)
     for update in range(6):
         if update == 3:
             start = copy.deepcopy(policy)
@@ -232,7 +233,8 @@ def test_a_small_beta_is_a_long_leash():
 def test_every_pair_comes_once_before_any_comes_again(monkeypatch):
     pairs = [pair(p.question, "y", "no") for p in PROBLEMS]
     scored = training.spied(monkeypatch, dpo, "pair_logprobs")
-    list(run(base(), replace(CONFIG, updates=4, batch=3), given=pairs))
+    config = replace(CONFIG, updates=4, batch=3)
+    list(run(base(), config, given=pairs, measure=dpo.pair_logprobs))
     trained = trained_on(scored)
     assert [len(batch) for batch in trained] == [3] * 8
     order = [pairs.index(each) for batch in trained for each in batch]

@@ -35,7 +35,8 @@ LEFT_OUT = {
         keep_latest keep_all keep_latest_with same_beta conjugate_gradients
         pairs_of rankings_of""",
     "a model answers, no formula": """score_tokens score_answers pair_logprobs
-        reference_of_pairs sample_answers policy_gradient measured_kl score_choices
+        mean_pair_logprobs reference_of_pairs sample_answers policy_gradient
+        measured_kl score_choices
         surrogate_slope line_search scored_parts read_rankings""",
     "it changes a type": "at_least_float32",
     "they read texts": """summary style_shares answer_metrics working_of
@@ -147,6 +148,7 @@ def test_the_expected_slopes_are_those_of_the_expected_values(name):
         ("dpo.dpo_loss", "policy is the reference", math.log(2)),
         ("dpo.dpo_loss", "the minimum: h = 1/(2 β)", 0.0),
         ("dpo.ipo", "told apart; β = 0.1", [16.0]),
+        ("dpo.robust", "told apart; β = 1.0", [-0.02007164581]),
         ("dpo.logistic", "told apart; β = 0.1", [0.64439666]),
         ("rrhf.ranking_loss", "by hand: 0.4", 0.4),
         ("ppo.explained_variance", "a perfect guess: 1", 1.0),

@@ -1181,6 +1181,9 @@ refuse_run(trpo.train, fisher_answers=(0, -1))
 call = {"model": still(), "pad_id": PAD, "temperature": 1.0}
 silent = {"no answer": [([BOS, 97, ANSWER], [121, EOS], [])]}
 refuse(dpo.pair_logprobs, call, names="response", pairs=silent)
+refuse(dpo.mean_pair_logprobs, call, names="response", pairs=silent)
+call = {"reference": still(), "pad_id": PAD, "config": dpo.DPOConfig()}
+refuse(dpo.reference_of_pairs, call, names="response", pairs=silent)
 refuse_run(dpo.train, beta=(0.0, -0.1, nan, inf), batch=(0, -1))
 refuse_run(dpo.train, names="reference", reset_reference=(False,))
 refuse_run(rejection_sampling.train, rounds=(0,), batch_tokens=(0,))
@@ -1594,6 +1597,7 @@ LEGAL = {
     "no KL at all": (lambda: ppo.adapt_beta(0.1, 0, 6, 10, 10), 0.08),
     "one answer twice": (lambda: dpo.dpo_loss(*[f64(-2.0)] * 4, beta=0.5), two),
     "no smoothing": (lambda: dpo.conservative(f64(0, 1e4), 1, 0.0), [two, 0]),
+    "no flips": (lambda: dpo.robust(f64(0, 1e4), 1, 0.0), [two, 0]),
     "at its one optimum": (lambda: dpo.ipo(f64(1.0), 0.5), 0),
     "pairs of equals": (lambda: dpo.make_pairs(ALIKE, 9, generator()).shape, (0, 2)),
     "a pair of two": (lambda: dpo.make_pairs(f64([0, 1]), 9, generator()), [[1, 0]]),

@@ -49,6 +49,14 @@ Card: cDPO
     credit: pair
     reference: in the loss
     loss: −(1 − ε) log σ(β h) − ε log σ(−β h)
+
+Card: Robust DPO (2403.00409)
+    data: pairs whose labels are wrong with chance ε
+    policy: off
+    comparison: the rejected answer
+    credit: pair
+    reference: in the loss
+    loss: [−(1 − ε) log σ(β h) + ε log σ(−β h)] / (1 − 2ε)
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -84,6 +92,7 @@ from minialign.training import (
 
 ROUNDING = 1e-3  # nats: what sums of float32 log-probs may make of h = 0, and more
 Pair = tuple[list[int], list[int], list[int]]  # ids: prompt, chosen, rejected with EOS
+Measure = Callable[[GPT, Sequence[Pair], int, float], Tensor]  # as `pair_logprobs`
 
 
 @dataclass(frozen=True)
@@ -129,11 +138,31 @@ def conservative(h: Tensor, beta: float, smoothing: float = 0.1) -> Tensor:
     return (1 - smoothing) * as_told + smoothing * the_other_way
 
 
+def robust(h: Tensor, beta: float, flipped: float = 0.1) -> Tensor:
+    """Robust DPO: [−(1 − ε) log σ(β h) + ε log σ(−β h)] / (1 − 2ε).
+
+    Where a share ε of the labels is the wrong way round by lot, its mean over them is
+    the loss that DPO would have without: an unbiased estimate. Its price is the factor
+    1 / (1 − 2ε) on the noise. And for a single pair it has no bound below: as h grows
+    it falls for ever, with a slope that comes to −ε β / (1 − 2ε) and not to 0.
+
+    Raises: ValueError for an ε (`flipped`) outside [0, 0.5).
+    Source: Ray Chowdhury et al. 2024, arXiv 2403.00409, section 3.
+    """
+    if not 0 <= flipped < 0.5:
+        raise ValueError(f"flipped: got {flipped}, must be in [0, 0.5)")
+    as_told = -logsigmoid(beta * h)
+    the_other_way = -logsigmoid(-beta * h)
+    return ((1 - flipped) * as_told - flipped * the_other_way) / (1 - 2 * flipped)
+
+
 def ipo(h: Tensor, beta: float) -> Tensor:
     """IPO: (h − 1/(2β))², in nats², pulls every h to one finite value from both sides.
 
     Source: Azar et al. 2023, arXiv 2310.12036, equation 17, where β is called τ. Its
-    log π are sums over an answer's tokens, as ours; TRL takes means.
+    log π are sums over an answer's tokens, as in `pair_logprobs`. The authors' own runs
+    take means over the tokens instead, which is `mean_pair_logprobs`: then the goal
+    1/(2β) is in nats a token.
     """
     return (h - 1 / (2 * beta)) ** 2
 
@@ -228,19 +257,37 @@ def pair_logprobs(
     return logprobs.sum(1).view(-1, 2)  # (N, 2)
 
 
+def mean_pair_logprobs(
+    model: GPT, pairs: Sequence[Pair], pad_id: int, temperature: float
+) -> Tensor:
+    """log π of both answers of each pair, as means over their tokens: for IPO as its
+    authors ran it. Long answers and short ones then count alike.
+
+    Shapes: N pairs -> (N, 2), chosen and rejected. Units: nats a token, <= 0.
+    Gradient: through the model. Raises: as `pair_logprobs`.
+    """
+    sums = pair_logprobs(model, pairs, pad_id, temperature)  # (N, 2)
+    tokens = [[len(chosen), len(rejected)] for _, chosen, rejected in pairs]
+    return sums / torch.tensor(tokens).to(sums)
+
+
 @torch.no_grad()
 def reference_of_pairs(
-    reference: GPT, pairs: Sequence[Pair], pad_id: int, config: DPOConfig
+    reference: GPT,
+    pairs: Sequence[Pair],
+    pad_id: int,
+    config: DPOConfig,
+    measure: Measure = pair_logprobs,
 ) -> Tensor | None:
-    """`pair_logprobs` of the reference, `micro_batch` pairs at a time; None if there is
-    no pair.
+    """What `measure` says of the reference, `micro_batch` pairs at a time; None if
+    there is no pair.
 
     Shapes: N pairs -> (N, 2). Units: nats. Gradient: none.
     """
     parts = []
     for first in range(0, len(pairs), config.micro_batch):
         part = pairs[first : first + config.micro_batch]
-        parts.append(pair_logprobs(reference, part, pad_id, config.temperature))
+        parts.append(measure(reference, part, pad_id, config.temperature))
     return torch.cat(parts) if parts else None
 
 
@@ -259,6 +306,7 @@ def train(
     generator: torch.Generator,
     given: Sequence[Pair] = (),
     loss: Callable[..., Tensor] = dpo_loss,
+    measure: Measure = pair_logprobs,
     reference: GPT | None = None,
     state: dict | None = None,
 ) -> Iterator[dict[str, float]]:
@@ -267,6 +315,8 @@ def train(
     Round r asks problems[r * prompts : (r + 1) * prompts], from the start again when
     they run out. With `given` pairs nothing is drawn or scored: every round has these,
     and the settings of a draw do nothing.
+    `measure` says what is compared: sums of log-probs, or with `mean_pair_logprobs`
+    means, and then all that is called log π below is a mean too.
     Steps take a round's pairs in random order, anew when used up. Without a pair, a
     step does nothing. `generator` samples the answers. A `state` dict is complete at
     every yield, inside a round too, and continues a run when it is handed in again.
@@ -379,7 +429,9 @@ def train(
             drawn["rejected_length"] = rejected_tokens / max(len(pairs), 1)
             # Kept as numbers, so that no copy of the weights is needed.
             frozen = policy if config.reset_reference else reference
-            ref_logprobs = reference_of_pairs(frozen, pairs, tokenizer.pad_id, config)
+            ref_logprobs = reference_of_pairs(
+                frozen, pairs, tokenizer.pad_id, config, measure
+            )
 
         # 4. update
         while pairs and len(order) < config.batch:
@@ -390,7 +442,7 @@ def train(
         seen = []
         for first in range(0, len(batch), config.micro_batch):
             part = batch[first : first + config.micro_batch]
-            own = pair_logprobs(
+            own = measure(
                 policy, [pairs[i] for i in part], tokenizer.pad_id, config.temperature
             )  # (b, 2)
             ref = ref_logprobs[part].to(own)  # (b, 2)

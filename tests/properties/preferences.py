@@ -212,6 +212,27 @@ def check_lowest_point(shape) -> None:
             assert shape(float64(other), 0.5, smoothing=e) > lowest
 
 
+def check_flips_cancel(shape) -> None:
+    """rDPO-1: over labels of which a share e is turned by lot, the mean is DPO's loss
+    of the true one; e = 0 is DPO."""
+    for h in (-1e4, -20.0, -0.5, 0.0, 3.0, 1e4):
+        for beta, e in ((0.1, 0.3), (1.0, 0.45), (1.0, 0.0)):
+            as_it_is = shape(float64(h), beta, flipped=e)
+            turned = shape(float64(-h), beta, flipped=e)
+            close((1 - e) * as_it_is + e * turned, surprise(beta * h))
+
+
+def check_never_content(shape) -> None:
+    """Where pairs are told apart already the slope is still -e beta / (1 - 2e), and so
+    the loss goes below 0 and has no lowest value."""
+    for e in (0.1, 0.4):
+        slope = -e * 0.5 / (1 - 2 * e)
+        leaf = float64(1000.0).requires_grad_()
+        value = shape(leaf, 0.5, flipped=e)
+        close(value, 1000.0 * slope)
+        close(torch.autograd.grad(value, leaf)[0], slope)
+
+
 def check_finite_goal(shape) -> None:
     """IPO-1: 0 at h = 1 / (2 beta); at the reference 1 / (4 beta²) and slope -1 / beta;
     as far beyond the goal it pulls back as hard."""
@@ -235,6 +256,17 @@ def check_sums_over_answers(pair_logprobs) -> None:
         for row, (prompt, *both) in zip(actual, pairs, strict=True):
             expected = [nats(policy, prompt, x, temperature) for x in both]
             close(row, torch.stack(expected), atol=1e-5)
+
+
+def check_means_over_answers(mean_pair_logprobs) -> None:
+    """Of each answer alone, by the number of its tokens, EOS among them."""
+    policy = base()
+    named = [("a", "y", "no"), ("long one", "noo", "y"), ("c", "", "n")]
+    pairs = [pair(*each) for each in named]
+    actual = mean_pair_logprobs(policy, pairs, TOKENIZER.pad_id, 0.7)
+    for row, (prompt, *both) in zip(actual, pairs, strict=True):
+        expected = [nats(policy, prompt, x, 0.7) / len(x) for x in both]
+        close(row, torch.stack(expected), atol=1e-5)
 
 
 def check_pairs_are_told_apart(make_pairs) -> None:
